@@ -1,0 +1,259 @@
+"""The training loop: skorch drives, the core computes (METHOD 2-5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, LRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import Dataset
+
+from skpbas._progress import progress_bar
+from skpbas._store import FeatureStore
+from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.centers import initial_center
+from skpbas.core.losses import PBASObjective, StepTerms
+from skpbas.core.networks import Discriminator, Projector
+from skpbas.errors import TrainingError
+
+SUFFICIENT_STEPS = 1600
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The estimator's parameters that training reads, under the same names and already resolved."""
+
+    center_init: str
+    center_momentum: float
+    synthesis: str | None
+    alpha: float
+    noise_std: float
+    hidden_dim: int
+    max_epochs: int | str
+    batch_size: int
+    patches_per_step: int | None
+    schedule: str
+    projector_lr: float
+    discriminator_lr: float
+    projector_decay: float
+    discriminator_decay: float
+    verbose: int
+
+
+class TrainingFeatures(Dataset[Tensor]):
+    """A view of some stored images, and the shuffled batches of patch features that training draws from it.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    rows : Tensor of shape (n,)
+        Stored images to use.
+    extractor : FeatureExtractor
+        Aggregates the stored maps.
+    device : torch.device
+        Where batches go.
+    generator : torch.Generator
+        On the CPU; every pass draws a new order from it.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        rows: Tensor,
+        extractor: FeatureExtractor,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        self.store, self.rows, self.extractor = store, rows, extractor
+        self.device, self.generator = device, generator
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the patch features t, (B, P, d), of shuffled batches of images."""
+        return self._of(self.rows[torch.randperm(len(self), generator=self.generator)], batch_size)
+
+    def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the patch features t, (B, P, d), of batches of images in the order of ``rows``."""
+        return self._of(self.rows, batch_size)
+
+    def _of(self, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+        for index in rows.split(batch_size):
+            maps = [m.to(self.device, non_blocking=True).float() for m in self.store.get(index)]
+            yield self.extractor.aggregate(maps)
+
+
+class _PatchBatches:
+    """skorch's iterator over one epoch: (N, d) patch features a step."""
+
+    def __init__(self, dataset: TrainingFeatures, batch_size: int, patches_per_step: int | None) -> None:
+        self.dataset, self.batch_size, self.patches_per_step = dataset, batch_size, patches_per_step
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        no_target = torch.empty(0)
+        for batch in self.dataset.batches(self.batch_size):
+            patches = batch.flatten(0, 1)
+            if self.patches_per_step is not None and self.patches_per_step < len(patches):
+                drawn = torch.randperm(len(patches), generator=self.dataset.generator)[: self.patches_per_step]
+                patches = patches[drawn.to(patches.device)]
+            yield patches, no_target
+
+
+class _Total(nn.Module):
+    """skorch's criterion: the objective has summed its terms already."""
+
+    def forward(self, terms: StepTerms, _target: Tensor) -> Tensor:
+        return terms.total
+
+
+class _LossTerms(Callback):  # type: ignore[misc]
+    """Averages each term of the loss over the epoch, without waiting for the device at every step."""
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.sums_: dict[str, Tensor] = {}
+        self.steps_ = 0
+
+    def on_batch_end(self, net: NeuralNet, training: bool = True, y_pred: Any = None, **kwargs: Any) -> None:
+        for name, term in y_pred.losses().items():
+            self.sums_[name] = self.sums_.get(name, 0.0) + term.detach()
+        self.steps_ += 1
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        means = {name: float(total) / self.steps_ for name, total in self.sums_.items()}
+        for name, mean in means.items():
+            net.history.record(name, mean)
+        if not all(math.isfinite(mean) for mean in means.values()):
+            raise TrainingError(
+                f"the loss is no longer finite after {len(net.history)} epochs ({means}): lower projector_lr and "
+                "discriminator_lr"
+            )
+
+
+class _StepBar(Callback):  # type: ignore[misc]
+    """One progress bar over all steps of the training."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_ = progress_bar(self.total, "training", "step", True)
+
+    def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_.update()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_.close()
+
+
+@dataclass
+class TrainedHead:
+    """What training leaves behind.
+
+    Attributes
+    ----------
+    projector, discriminator : nn.Module
+        In evaluation mode; the discriminator is None without synthesis.
+    center : Tensor of shape (P, d)
+    loss_curve : dict of str to list of float
+        Mean of each term, and of their sum "loss", an epoch.
+    n_epochs : int
+    """
+
+    projector: Projector
+    discriminator: Discriminator | None
+    center: Tensor
+    loss_curve: dict[str, list[float]]
+    n_epochs: int
+
+
+def n_epochs(settings: TrainingSettings, n_images: int) -> int:
+    """Return the passes over the training images: as given, or enough for a sufficient number of steps."""
+    if settings.max_epochs != "auto":
+        return int(settings.max_epochs)
+    return math.ceil(SUFFICIENT_STEPS / math.ceil(n_images / settings.batch_size))
+
+
+def train_head(features: TrainingFeatures, settings: TrainingSettings) -> TrainedHead:
+    """Compute the centre set, then train projector and discriminator on stored features.
+
+    Raises
+    ------
+    TrainingError
+        The loss became NaN or infinite.
+    """
+    device, feature_dim = features.device, features.extractor.feature_dim
+    initial = torch.Generator().manual_seed(_draw_seed(features.generator))
+    noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
+    projector = Projector(feature_dim, initial).to(device)
+    discriminator = (
+        None if settings.synthesis is None else Discriminator(feature_dim, settings.hidden_dim, initial).to(device)
+    )
+
+    def projected() -> Iterator[Tensor]:
+        with torch.no_grad():
+            for batch in features.batches(settings.batch_size):
+                yield projector(batch)
+
+    center = initial_center(projected, settings.center_init, settings.center_momentum, initial)
+    objective = PBASObjective(
+        projector,
+        discriminator,
+        center,
+        synthesis=settings.synthesis,
+        alpha=settings.alpha,
+        noise_std=settings.noise_std,
+        generator=noise,
+    )
+    net = _net(objective, settings, len(features))
+    net.initialize()
+    net.notify("on_train_begin", X=features, y=None)
+    try:
+        net.fit_loop(features)  # not fit(), which takes Ctrl-C for the end of training
+    finally:
+        net.notify("on_train_end", X=features, y=None)
+    objective.eval()
+    terms = {name: net.history[:, name] for name in objective.term_names}
+    curve = {"loss": [sum(means) for means in zip(*terms.values(), strict=True)], **terms}
+    return TrainedHead(projector, discriminator, center, curve, len(net.history))
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int) -> NeuralNet:
+    """Compose the skorch net: one Adam with a group for each network, schedule and records."""
+    epochs = n_epochs(settings, n_images)
+    total_steps = epochs * math.ceil(n_images / settings.batch_size)
+    groups = [("projector.*", {"lr": settings.projector_lr, "weight_decay": settings.projector_decay})]
+    if objective.discriminator is not None:
+        decoupled = {"weight_decay": settings.discriminator_decay, "decoupled_weight_decay": True}  # AdamW's
+        groups.append(("discriminator.*", {"lr": settings.discriminator_lr, **decoupled}))
+    callbacks: list[Any] = [("loss_terms", _LossTerms())]
+    if settings.schedule == "cosine":
+        callbacks.append(("schedule", LRScheduler(CosineAnnealingLR, T_max=total_steps, step_every="batch")))
+    if settings.verbose == 1:
+        callbacks.append(("bar", _StepBar(total_steps)))
+    return NeuralNet(
+        objective,
+        criterion=_Total,
+        optimizer=torch.optim.Adam,
+        optimizer__param_groups=groups,
+        lr=settings.projector_lr,
+        max_epochs=epochs,
+        batch_size=settings.batch_size,
+        iterator_train=_PatchBatches,
+        iterator_train__patches_per_step=settings.patches_per_step,
+        train_split=None,
+        callbacks=callbacks,
+        callbacks__valid_loss=None,
+        device=None,
+        verbose=int(settings.verbose >= 2),
+    )

@@ -1,0 +1,8 @@
+"""The method itself in plain torch: no scikit-learn, no skorch, no files, no training loop.
+
+Read in the order of the data: :mod:`~skpbas.core.backbones` (images to level maps),
+:mod:`~skpbas.core.aggregation` (level maps to patch features), :mod:`~skpbas.core.centers` (ABL's centre
+set), :mod:`~skpbas.core.synthesis` (AFS), :mod:`~skpbas.core.networks` (projector and discriminator),
+:mod:`~skpbas.core.losses` (one optimisation step's terms) and :mod:`~skpbas.core.scoring` (patch scores to
+image scores and anomaly maps).
+"""

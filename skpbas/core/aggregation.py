@@ -1,0 +1,146 @@
+"""Level maps to patch features without unfolding (METHOD 1, Eq. 2-4).
+
+A patch feature is defined through four linear steps: take the p x p neighbourhood of every position of a level as
+one vector of C*p*p entries, channel-major; average neighbouring entries so that d remain; bring the deeper levels
+to the first one's resolution; stack the levels and average once more to d. The two averages together are one
+banded matrix a level, and interpolation commutes with it. So each level needs one grouped convolution with that
+matrix as its kernel, at its own resolution, and no neighbourhood is ever written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_OUTPUTS_A_BLOCK = 8  # where channels and outputs share no period; measured, not critical
+
+
+def _averaging_bins(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
+    """First entry and size of each bin of adaptive average pooling from n_in to n_out entries."""
+    i = torch.arange(n_out)
+    start = (i * n_in) // n_out
+    return start, ((i + 1) * n_in + n_out - 1) // n_out - start
+
+
+def _expand(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Write out runs of entries: the number of the run and the entry, one row an entry."""
+    run = torch.repeat_interleave(torch.arange(len(size)), size)
+    before = torch.cumsum(size, 0) - size
+    return run, start[run] + torch.arange(len(run)) - before[run]
+
+
+def _level_weights(level: int, n_levels: int, n_entries: int, feature_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Non-zero weights of a level's entries in the patch feature: output, entry, weight (float64).
+
+    Composes the average of n_entries (C*p*p) to d with that of the stacked levels, L*d to d. A pair of output and
+    entry may occur more than once; its weights add up.
+    """
+    start, size = _averaging_bins(n_levels * feature_dim, feature_dim)
+    output, stacked = _expand(start, size)
+    of_level = stacked // feature_dim == level
+    output, pooled = output[of_level], stacked[of_level] % feature_dim
+    weight = 1.0 / size[output].double()
+
+    start, size = _averaging_bins(n_entries, feature_dim)
+    run, entry = _expand(start[pooled], size[pooled])
+    return output[run], entry, weight[run] / size[pooled][run]
+
+
+class _LevelPooling(nn.Module):
+    """The part of the patch features that comes from one level, at the level's own resolution.
+
+    Outputs are cut into blocks, each of which reads a short run of channels: one grouped convolution.
+    """
+
+    kernel: Tensor  # (blocks * outputs a block, channels a block, p, p)
+    channels: Tensor | None  # (blocks * channels a block,) or None where each channel is read once, in order
+
+    def __init__(self, output: Tensor, entry: Tensor, weight: Tensor, n_channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.first_output, self.end_output = int(output.min()), int(output.max()) + 1
+        n_outputs = self.end_output - self.first_output
+        row = output - self.first_output
+        channel, offset = entry // patch_size**2, entry % patch_size**2
+
+        per_block = n_outputs // gcd(n_outputs, n_channels)
+        if per_block > 4 * _OUTPUTS_A_BLOCK:
+            per_block = _OUTPUTS_A_BLOCK
+        self.groups = -(-n_outputs // per_block)
+        self.n_outputs = n_outputs
+        block = row // per_block
+        first = torch.full((self.groups,), n_channels).scatter_reduce_(0, block, channel, "amin")
+        last = torch.zeros(self.groups, dtype=torch.long).scatter_reduce_(0, block, channel, "amax")
+        width = int((last - first).max()) + 1
+        first = first.clamp(max=n_channels - width)
+
+        kernel = torch.zeros(self.groups * per_block, width, patch_size**2, dtype=torch.float64)
+        kernel.index_put_((row, channel - first[block], offset), weight, accumulate=True)
+        self.register_buffer("kernel", kernel.float().unflatten(2, (patch_size, patch_size)), persistent=False)
+        channels = (first[:, None] + torch.arange(width)).flatten()
+        in_order = len(channels) == n_channels and bool((channels == torch.arange(n_channels)).all())
+        self.register_buffer("channels", None if in_order else channels, persistent=False)
+
+    def forward(self, level: Tensor) -> Tensor:
+        # (B, C, H, W) -> (B, outputs, H, W)
+        if self.channels is not None:
+            level = level.index_select(1, self.channels)
+        pooled = F.conv2d(level, self.kernel, padding=self.kernel.shape[-1] // 2, groups=self.groups)
+        return pooled[:, : self.n_outputs]
+
+
+class PatchAggregator(nn.Module):
+    """Level maps to patch features t (METHOD 1, steps 1 to 4).
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Channels of each level, shallow first.
+    patch_size : int
+        Odd side p of the neighbourhood, in positions of the level's own map.
+    feature_dim : int
+        Dimension d of a patch feature.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.aggregation import PatchAggregator
+    >>> aggregate = PatchAggregator([16, 32], patch_size=3, feature_dim=48)
+    >>> aggregate([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)]).shape
+    torch.Size([2, 64, 48])
+    """
+
+    def __init__(self, channels: Sequence[int], patch_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        n_levels = len(channels)
+        self.levels = nn.ModuleList()
+        for level, n_channels in enumerate(channels):
+            weights = _level_weights(level, n_levels, n_channels * patch_size**2, feature_dim)
+            self.levels.append(_LevelPooling(*weights, n_channels, patch_size))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return patch features.
+
+        Parameters
+        ----------
+        maps : sequence of Tensor of shape (B, C_l, H_l, W_l)
+            The levels' maps, shallow first.
+
+        Returns
+        -------
+        Tensor of shape (B, H_0 * W_0, d)
+            Row-major over the first level's positions.
+        """
+        batch, _, height, width = maps[0].shape
+        features = maps[0].new_zeros(batch, height, width, self.feature_dim)
+        for pooling, level in zip(self.levels, maps, strict=True):
+            pooled = pooling(level)
+            if pooled.shape[-2:] != (height, width):
+                pooled = F.interpolate(pooled, (height, width), mode="bilinear", align_corners=False)
+            # two levels may share an output where L does not divide d
+            features[..., pooling.first_output : pooling.end_output] += pooled.permute(0, 2, 3, 1)
+        return features.flatten(1, 2)

@@ -1,0 +1,65 @@
+"""The two trained networks: projector phi (METHOD 2) and discriminator D (METHOD 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool) -> nn.Linear:
+    """Make a Linear layer, weights Xavier-normal, drawn from ``generator`` and not from the global stream."""
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+    nn.init.xavier_normal_(layer.weight, generator=generator)
+    if bias:
+        bound = n_in**-0.5  # torch's own rule for a Linear's bias
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
+class Projector(nn.Module):
+    """phi: one affine map of the patch features, t -> u.
+
+    Parameters
+    ----------
+    feature_dim : int
+        Dimension d of t and of u.
+    generator : torch.Generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, feature_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.linear = _linear(feature_dim, feature_dim, generator, bias=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (..., d) to (..., d)."""
+        u: Tensor = self.linear(features)
+        return u
+
+
+class Discriminator(nn.Module):
+    """D without its last sigmoid: the logit of a feature being anomalous.
+
+    Parameters
+    ----------
+    feature_dim : int
+        Dimension d of the features.
+    hidden_dim : int
+        Hidden width.
+    generator : torch.Generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, feature_dim: int, hidden_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden = _linear(feature_dim, hidden_dim, generator, bias=True)
+        # batch norm cancels this bias: its gradient is rounding noise, which Adam would turn into full steps
+        self.hidden.get_parameter("bias").requires_grad_(False)
+        self.norm = nn.BatchNorm1d(hidden_dim)
+        self.activation = nn.LeakyReLU(0.2)
+        self.output = _linear(hidden_dim, 1, generator, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, d) to logits (N,); D(u) of the paper is their sigmoid."""
+        logits: Tensor = self.output(self.activation(self.norm(self.hidden(features))))
+        return logits.squeeze(1)

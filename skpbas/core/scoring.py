@@ -1,0 +1,86 @@
+"""Patch features to patch scores, image scores and anomaly maps (METHOD 6, Eq. 11-12)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skpbas.core.centers import nearest_center
+from skpbas.core.networks import Discriminator, Projector
+
+_TRUNCATE = 4.0  # radius of the Gaussian in standard deviations, as in scipy.ndimage
+
+
+@torch.no_grad()
+def discriminator_logits(features: Tensor, projector: Projector, discriminator: Discriminator) -> Tensor:
+    """Return the logits of s = D(phi(t)) for (B, P, d) patch features t: (B, P)."""
+    u = projector(features)
+    return discriminator(u.flatten(0, 1)).view(u.shape[:2])
+
+
+@torch.no_grad()
+def center_distances(features: Tensor, projector: Projector, center: Tensor) -> Tensor:
+    """Return s = ||phi(t) - c*|| for (B, P, d) patch features t: (B, P)."""
+    u = projector(features).flatten(0, 1)
+    return torch.linalg.vector_norm(u - center[nearest_center(u, center)], dim=1).view(features.shape[:2])
+
+
+def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
+    """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
+    identity = torch.eye(n_in, dtype=torch.float64)[None]  # one channel a unit vector
+    return F.interpolate(identity, n_out, mode="linear", align_corners=False)[0].T
+
+
+def gaussian_matrix(n: int, sigma: float) -> Tensor:
+    """Gaussian smoothing along one axis as an (n, n) matrix, float64.
+
+    The semantics of ``scipy.ndimage.gaussian_filter``: mode "reflect" (d c b a | a b c d | d c b a), truncate 4.
+    """
+    if sigma == 0:
+        return torch.eye(n, dtype=torch.float64)
+    radius = int(_TRUNCATE * sigma + 0.5)
+    offset = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
+    kernel /= kernel.sum()
+    source = (torch.arange(n)[:, None] + offset) % (2 * n)
+    source = torch.minimum(source, 2 * n - 1 - source)  # reflected at the edges, as often as it takes
+    return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, source, kernel.expand(n, -1))
+
+
+class MapRenderer(nn.Module):
+    """Patch scores to anomaly maps: bilinear upsampling, then Gaussian smoothing (Eq. 12).
+
+    Both are linear and separable, so together they are one matrix along the rows and one along the columns.
+
+    Parameters
+    ----------
+    grid_shape : (int, int)
+        Patch positions (H0, W0).
+    map_shape : (int, int)
+        Height and width of the maps, in pixels.
+    sigma : float
+        Standard deviation of the smoothing, in pixels of the map; 0: none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.scoring import MapRenderer
+    >>> MapRenderer((8, 8), (64, 64), sigma=4.0)(torch.rand(2, 64)).shape
+    torch.Size([2, 64, 64])
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, grid_shape: tuple[int, int], map_shape: tuple[int, int], sigma: float) -> None:
+        super().__init__()
+        self.grid_shape = grid_shape
+        for name, n_in, n_out in zip(("rows", "columns"), grid_shape, map_shape, strict=True):
+            matrix = gaussian_matrix(n_out, sigma) @ upsampling_matrix(n_in, n_out)
+            self.register_buffer(name, matrix.float(), persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Map patch scores (B, P) to maps (B, H, W)."""
+        grid = scores.unflatten(1, self.grid_shape)
+        return self.rows @ grid @ self.columns.T

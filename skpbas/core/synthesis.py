@@ -1,0 +1,53 @@
+"""Synthetic anomaly features (AFS; METHOD 4, Eq. 7; Table V)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SYNTHESES = ("ray", "gaussian")
+
+
+def along_ray(features: Tensor, nearest: Tensor, radius: Tensor, alpha: float) -> Tensor:
+    """Push each feature away from its centre along the ray between them (Eq. 7).
+
+    v = u + alpha * r * (u - c*) / ||u - c*||. The step is a constant for the gradient, so dv/du is the identity. A
+    feature that lies on its centre has no direction and stays where it is.
+
+    Parameters
+    ----------
+    features : Tensor of shape (N, d)
+        Normal features u.
+    nearest : Tensor of shape (N, d)
+        Nearest centre c* of each.
+    radius : Tensor of shape ()
+        r, the mean distance of the batch to its centres.
+    alpha : float
+        Anomaly degree: v lies alpha * r beyond u.
+
+    Returns
+    -------
+    Tensor of shape (N, d)
+    """
+    ray = (features - nearest).detach()
+    length = torch.linalg.vector_norm(ray, dim=1, keepdim=True).clamp_min(torch.finfo(ray.dtype).tiny)
+    return features + alpha * radius.detach() * (ray / length)
+
+
+def gaussian(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add normal noise to each feature (SimpleNet's synthesis, offered for comparison).
+
+    Parameters
+    ----------
+    features : Tensor of shape (N, d)
+    std : float
+        Standard deviation of the noise in every dimension.
+    generator : torch.Generator
+        On the device of ``features``.
+
+    Returns
+    -------
+    Tensor of shape (N, d)
+    """
+    noise = torch.empty_like(features).normal_(0.0, std, generator=generator)
+    return features + noise

@@ -1,0 +1,108 @@
+"""Pretrained weights: torchvision's own download and cache, or a state-dict file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from skpbas.errors import WeightsError, WeightsUnavailableError
+
+_NOT_LEARNT = "num_batches_tracked"  # batch norm's counter: of no use in evaluation mode
+
+
+def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Tensor]:
+    """Return torchvision's IMAGENET1K_V1 weights of a model, from its cache or by download.
+
+    Parameters
+    ----------
+    name : str
+        torchvision's name of the model.
+    progress : bool
+        Show the download's progress.
+
+    Raises
+    ------
+    WeightsUnavailableError
+        The file is not in the cache and could not be downloaded.
+    """
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        file_name = weights.url.rsplit("/", 1)[-1]
+        raise WeightsUnavailableError(
+            f"the ImageNet weights of {name!r} could not be loaded ({type(error).__name__}: {error}). "
+            f"torchvision wanted {weights.url} and keeps it as {cache / file_name}. On a machine without a "
+            f"connection: copy that file into {cache}, or give weights='path/to/{file_name}', or use "
+            'backbone="embedded", which needs no download'
+        ) from error
+    return state
+
+
+def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
+    """Read a state dict from a file written by ``torch.save``; no code in the file is run.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Raises
+    ------
+    WeightsError
+        No such file, or not a state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weights={str(path)!r}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"weights={str(path)!r} cannot be read as a state dict ({type(error).__name__}: {error}); "
+            "write it with torch.save(model.state_dict(), path)"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # a training checkpoint
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(
+            f"weights={str(path)!r} holds a {type(state).__name__}, not a state dict of tensors; "
+            "write it with torch.save(model.state_dict(), path)"
+        )
+    return state
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy the tensors that a network needs out of a state dict, which may hold more.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Written in place.
+    state : mapping of str to Tensor
+        Names as in ``network.state_dict()``; a leading ``module.`` is ignored.
+    source : str
+        Where the state dict came from, for errors.
+
+    Raises
+    ------
+    WeightsError
+        A tensor is missing or has another shape; the error names it.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    needed = {k: v for k, v in network.state_dict().items() if not k.endswith(_NOT_LEARNT)}
+    for name, tensor in needed.items():
+        if name not in state:
+            raise WeightsError(f"weights {source}: the tensor {name!r}, of shape {tuple(tensor.shape)}, is missing")
+        if state[name].shape != tensor.shape:
+            raise WeightsError(
+                f"weights {source}: the tensor {name!r} has the shape {tuple(state[name].shape)}, "
+                f"the backbone needs {tuple(tensor.shape)}"
+            )
+    network.load_state_dict({name: state[name] for name in needed}, strict=False)

@@ -1,0 +1,335 @@
+"""Loaders of public data sets by their folder layout: MVTec AD, MPDD and VisA."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from skpbas.errors import DatasetError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+Split = Literal["train", "test"]
+_SPLITS = ("train", "test")
+_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
+    """List the images and masks of a category of MVTec AD, or of any data set in its layout.
+
+    The layout is ``<root>/<category>/train/good/*.png``, ``test/<good or defect>/*.png`` and
+    ``ground_truth/<defect>/<name>_mask.png``. Images may be png, jpg, jpeg, bmp, tif or tiff; other
+    files are ignored. Nothing is decoded.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the categories.
+    category : str
+        Name of a category, such as "bottle".
+    split : {"train", "test"}, default="train"
+        Normal images for training, or normal and anomalous ones for testing.
+
+    Returns
+    -------
+    Bunch
+        With the attributes
+
+        images : list of Path
+            By folder, then in natural order of the names ("2.png" before "10.png").
+        labels : ndarray of shape (n,), int64
+            +1 normal, -1 anomalous.
+        masks : list of Path or None
+            None for normal images.
+        defect_types : list of str
+            The folder's name; "good" for normal images.
+        category, split : str
+            As given.
+
+    Raises
+    ------
+    DatasetError
+        If a folder, the images or a mask are not where the layout has them.
+    ValueError
+        If `split` is neither "train" nor "test".
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from skpbas.datasets import load_mvtec
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     folder = Path(root, "bottle", "train", "good")
+    ...     folder.mkdir(parents=True)
+    ...     for name in ("10.png", "2.png"):
+    ...         (folder / name).touch()
+    ...     data = load_mvtec(root, "bottle", "train")
+    >>> [path.name for path in data.images], data.labels.tolist()
+    (['2.png', '10.png'], [1, 1])
+    """
+    _check_split(split)
+    folder = _category_folder(Path(root), category)
+    types = _subfolders(_existing(folder / split))
+    if not types:
+        raise DatasetError(_unfound("folders of images, such as 'good'", folder / split))
+    listing = _Listing()
+    for directory in types:
+        images = _images(directory)
+        if directory.name == "good":
+            listing.extend((image, None, "good") for image in images)
+        else:
+            masks = _mask_finder(folder / "ground_truth" / directory.name)
+            listing.extend((image, masks(image), directory.name) for image in images)
+    if not listing.images:
+        raise DatasetError(_unfound("image files (png, jpg, jpeg, bmp, tif, tiff)", types[0]))
+    return listing.bunch(category, split)
+
+
+def load_mpdd(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
+    """List the images and masks of a category of MPDD, the metal parts defect data set.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the categories, in the layout of MVTec AD.
+    category : str
+        Name of a category, such as "bracket_black".
+    split : {"train", "test"}, default="train"
+        Normal images for training, or normal and anomalous ones for testing.
+
+    Returns
+    -------
+    Bunch
+        As from `load_mvtec`.
+
+    Raises
+    ------
+    DatasetError
+        If a folder, the images or a mask are not where the layout has them.
+    ValueError
+        If `split` is neither "train" nor "test".
+
+    See Also
+    --------
+    load_mvtec : The same layout, described in full.
+
+    Examples
+    --------
+    >>> from skpbas.datasets import load_mpdd
+    >>> load_mpdd("no/such/folder", "tubes", "test")
+    Traceback (most recent call last):
+        ...
+    skpbas.errors.DatasetError: no folder at no/such/folder; ...
+    """
+    return load_mvtec(root, category, split)
+
+
+def load_visa(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
+    r"""List the images and masks of a category of VisA, by its one-class split file.
+
+    The layout is ``<root>/split_csv/1cls.csv`` with the columns object, split, label (normal or
+    anomaly), image and mask; the last two are paths relative to `root`. Nothing is decoded.
+
+    Parameters
+    ----------
+    root : path
+        Folder that holds ``split_csv``.
+    category : str
+        Name of an object, such as "candle".
+    split : {"train", "test"}, default="train"
+        Normal images for training, or normal and anomalous ones for testing.
+
+    Returns
+    -------
+    Bunch
+        As from `load_mvtec`; `defect_types` are "good" and "anomaly".
+
+    Raises
+    ------
+    DatasetError
+        If the split file, a column, an image or a mask is missing, or a label is unknown.
+    ValueError
+        If `split` is neither "train" nor "test".
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from skpbas.datasets import load_visa
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Path(root, "split_csv").mkdir()
+    ...     Path(root, "0.JPG").touch()
+    ...     table = "object,split,label,image,mask\ncandle,train,normal,0.JPG,\n"
+    ...     _ = Path(root, "split_csv", "1cls.csv").write_text(table)
+    ...     data = load_visa(root, "candle", "train")
+    >>> [path.name for path in data.images], data.masks, data.defect_types
+    (['0.JPG'], [None], ['good'])
+    """
+    _check_split(split)
+    root = Path(root)
+    table = root / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        raise DatasetError(
+            f"{_unfound('split_csv/1cls.csv', root)}; "
+            "give the folder that holds split_csv as root, or add the file (it comes with the VisA code)"
+        )
+    rows = _visa_rows(table)
+    chosen = [row for row in rows if row["object"] == category and row["split"] == split]
+    if not chosen:
+        present = sorted({row["object"] for row in rows if row["split"] == split}, key=_natural)
+        raise DatasetError(f"no {split} images of category {category!r} in {table}; it lists {_listed(present)}")
+    listing = _Listing()
+    listing.extend(_visa_entry(root, table, row) for row in chosen)
+    return listing.bunch(category, split)
+
+
+def _visa_rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        missing = [name for name in _VISA_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DatasetError(f"no column {_listed(missing)} in {table}; it has {_listed(reader.fieldnames or ())}")
+        return [{name: (row[name] or "").strip() for name in _VISA_COLUMNS} for row in reader]
+
+
+def _visa_entry(root: Path, table: Path, row: dict[str, str]) -> tuple[Path, Path | None, str]:
+    image = root / row["image"]
+    if row["label"] not in ("normal", "anomaly"):
+        raise DatasetError(f"label must be 'normal' or 'anomaly', got {row['label']!r} for {row['image']} in {table}")
+    if not image.is_file():
+        raise DatasetError(f"no image at {image}, which {table} lists")
+    if row["label"] == "normal":
+        return image, None, "good"
+    mask = root / row["mask"]
+    if not row["mask"] or not mask.is_file():
+        raise DatasetError(f"no mask for anomalous image {image}: looked for {row['mask'] or 'a path'!r} ({table})")
+    return image, mask, "anomaly"
+
+
+@dataclass
+class _Listing:
+    """Images as they are found."""
+
+    images: list[Path] = field(default_factory=list)
+    masks: list[Path | None] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+
+    def extend(self, entries: Iterable[tuple[Path, Path | None, str]]) -> None:
+        for image, mask, defect_type in entries:
+            self.images.append(image)
+            self.masks.append(mask)
+            self.types.append(defect_type)
+
+    def bunch(self, category: str, split: str) -> Bunch:
+        order = sorted(range(len(self.images)), key=lambda i: _natural_path(self.images[i]))
+        types = [self.types[i] for i in order]
+        return Bunch(
+            images=[self.images[i] for i in order],
+            labels=np.array([1 if name == "good" else -1 for name in types], dtype=np.int64),
+            masks=[self.masks[i] for i in order],
+            defect_types=types,
+            category=category,
+            split=split,
+        )
+
+
+def _check_split(split: str) -> None:
+    if split not in _SPLITS:
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+
+
+def _category_folder(root: Path, category: str) -> Path:
+    folder = root / category
+    if folder.is_dir() and category:
+        return folder
+    if not root.is_dir():
+        raise DatasetError(f"no folder at {root}; give the folder of the categories as root")
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        raise DatasetError(
+            f"no category {category!r} in {root}: this is a category's own folder; "
+            f"give the folder above it as root ({str(root.absolute().parent)!r}) "
+            f"and {root.absolute().name!r} as category"
+        )
+    present = [f.name for f in _subfolders(root) if (f / "train").is_dir() or (f / "test").is_dir()]
+    if present:
+        raise DatasetError(f"no category {category!r} in {root}; present are {_listed(present)}")
+    raise DatasetError(
+        f"{_unfound(f'category {category!r}', root)}; "
+        "root must be the folder that holds <category>/train/good and <category>/test"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DatasetError(_unfound(f"folder {folder.name!r}", folder.parent))
+    return folder
+
+
+def _mask_finder(folder: Path) -> _MaskFinder:
+    return _MaskFinder(folder, {path.stem: path for path in _images(folder)} if folder.is_dir() else {})
+
+
+@dataclass(frozen=True)
+class _MaskFinder:
+    """Finds an image's mask by its stem."""
+
+    folder: Path
+    by_stem: dict[str, Path]
+
+    def __call__(self, image: Path) -> Path:
+        for stem in (f"{image.stem}_mask", image.stem):
+            if stem in self.by_stem:
+                return self.by_stem[stem]
+        wanted = self.folder / f"{image.stem}_mask.png"
+        found = "the folder has " + _listed([p.name for p in self.by_stem.values()])
+        raise DatasetError(
+            f"no mask for anomalous image {image}: looked for {wanted} "
+            f"(or {image.stem}.png; any image suffix); "
+            f"{found if self.folder.is_dir() else 'there is no such folder'}"
+        )
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted((path for path in _visible(folder) if path.is_dir()), key=_natural_path)
+
+
+def _images(folder: Path) -> list[Path]:
+    files = (p for p in _visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(files, key=_natural_path)
+
+
+def _unfound(wanted: str, folder: Path) -> str:
+    if not folder.is_dir():
+        return f"no {wanted} in {folder}: there is no such folder"
+    names = sorted((path.name for path in _visible(folder)), key=_natural)
+    return f"no {wanted} in {folder}; it holds {_listed(names)}"
+
+
+def _listed(names: Iterable[str], most: int = 20) -> str:
+    names = list(names)
+    shown = ", ".join(map(repr, names[:most])) or "nothing"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+_Key = tuple[tuple[tuple[int, int, str], ...], str]
+
+
+def _natural(name: str) -> _Key:
+    """Order digits by their value; the name itself settles ties."""
+    pieces = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in pieces), name
+
+
+def _natural_path(path: Path) -> tuple[_Key, ...]:
+    return tuple(_natural(part) for part in path.parts)

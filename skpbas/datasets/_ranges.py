@@ -1,0 +1,89 @@
+"""Parameter ranges: wide ones describe every product there is, narrow ones a single product."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Range = tuple[float, float]  # any number from low to high
+Choices = tuple[int, ...]  # one of these whole numbers
+Look = TypeVar("Look", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Range of colours, as hue, saturation and value in [0, 1]."""
+
+    hue: Range = (0.0, 1.0)
+    saturation: Range = (0.1, 0.7)
+    value: Range = (0.2, 0.85)
+
+
+def grey(low: float, high: float) -> Colour:
+    """Return the range of nearly neutral colours of value `low` to `high`."""
+    return Colour((0.0, 1.0), (0.0, 0.06), (low, high))
+
+
+def pick(rng: np.random.Generator, interval: Range) -> float:
+    """Draw a number from an interval."""
+    return float(rng.uniform(*interval))
+
+
+def choose(rng: np.random.Generator, options: Choices) -> int:
+    """Draw one of some whole numbers."""
+    return int(options[rng.integers(len(options))])
+
+
+def pick_colour(rng: np.random.Generator, colour: Colour) -> NDArray[np.float32]:
+    """Draw a colour as red, green and blue in [0, 1]."""
+    hsv = (pick(rng, colour.hue) % 1.0, pick(rng, colour.saturation), pick(rng, colour.value))
+    return np.asarray(colorsys.hsv_to_rgb(*hsv), dtype=np.float32)
+
+
+def narrow(rng: np.random.Generator, look: Look, spread: float = 0.03) -> Look:
+    """Fix one product within a range of products.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where the product is drawn from.
+    look : dataclass instance
+        Its fields are intervals (two floats), choices (whole numbers) or further looks.
+        Other fields are kept.
+    spread : float, default=0.03
+        Natural variation left, on either side, as a fraction of the interval's width.
+
+    Returns
+    -------
+    dataclass instance
+        Of the same class, every interval shrunk around a drawn value, every choice made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpbas.datasets._ranges import Colour, narrow
+    >>> wide = Colour(value=(0.2, 0.8))
+    >>> low, high = narrow(np.random.default_rng(0), wide, spread=0.1).value
+    >>> bool(0.2 <= low < high <= 0.8 and high - low < 0.121)
+    True
+    """
+    return replace(look, **{f.name: _narrowed(rng, getattr(look, f.name), spread) for f in fields(look)})
+
+
+def _narrowed(rng: np.random.Generator, value: Any, spread: float) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return narrow(rng, value, spread)
+    if isinstance(value, tuple) and isinstance(value[0], int):
+        return (choose(rng, value),)
+    if isinstance(value, tuple):
+        low, high = value
+        middle, slack = rng.uniform(low, high), spread * (high - low)
+        return (max(low, middle - slack), min(high, middle + slack))
+    return value

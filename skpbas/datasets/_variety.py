@@ -1,0 +1,99 @@
+"""Pictures of anything: every material and part, in any colour, light and focus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skpbas.datasets import _parts as parts
+from skpbas.datasets import _prints as prints
+from skpbas.datasets import _textures as textures
+from skpbas.datasets._light import (
+    Camera,
+    Lighting,
+    Scene,
+    Surface,
+    draw_exposure,
+    draw_lamp,
+    light_scene,
+    photograph,
+    plain,
+)
+from skpbas.datasets._noise import Shape
+from skpbas.datasets._ranges import Colour, pick_colour
+
+SURFACES: tuple[Callable[[np.random.Generator, Shape], Surface], ...] = (
+    textures.weave,
+    textures.brushed_metal,
+    textures.wood,
+    textures.granite,
+    textures.marble,
+    textures.leather,
+    textures.foam,
+    textures.plaster,
+    textures.carpet,
+    textures.tiles,
+    textures.mesh,
+    textures.ribs,
+    prints.label,
+    prints.board,
+)
+"""Every material, each a function of (rng, shape)."""
+
+PARTS: tuple[Callable[[np.random.Generator, Shape, parts.Placement], parts.Part], ...] = (
+    parts.washer,
+    parts.hex_nut,
+    parts.screw,
+    parts.capsule,
+    parts.bottle_mouth,
+    parts.button,
+)
+"""Every part, each a function of (rng, shape, place)."""
+
+_ANYWHERE = parts.Placement(shift=(-0.15, 0.15), scale=(0.5, 1.5))
+
+
+def random_scene(rng: np.random.Generator, shape: Shape, part_share: float = 0.4) -> Scene:
+    """Draw any material, or (with probability `part_share`) any part on any ground."""
+    if rng.random() >= part_share:
+        front = SURFACES[rng.integers(len(SURFACES))](rng, shape)
+        return Scene(front, front, np.ones(shape, np.float32))
+    if rng.random() < 0.6:
+        back = plain(rng, shape, pick_colour(rng, Colour(saturation=(0.0, 0.4), value=(0.05, 0.95))))
+    else:
+        back = SURFACES[rng.integers(len(SURFACES))](rng, shape)
+    part = PARTS[rng.integers(len(PARTS))](rng, shape, _ANYWHERE)
+    return Scene(part.surface, back, part.coverage, thickness=float(rng.uniform(0.01, 0.08)))
+
+
+def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray[np.uint8]:
+    """Draw a picture of any material or part.
+
+    Made for training networks on as many different pictures as they can take; generated images are no
+    benchmark of accuracy on real parts.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of all draws.
+    shape : (int, int), default=(256, 256)
+        Height and width, pixels; 32 or more.
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), uint8
+        The picture.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpbas.datasets._variety import random_image
+    >>> random_image(np.random.default_rng(0), (64, 96)).shape
+    (64, 96, 3)
+    """
+    scene = random_scene(rng, shape)
+    lamp = draw_lamp(rng, Lighting())
+    camera = Camera(colour=bool(rng.random() > 0.2))
+    return photograph(light_scene(scene, lamp), draw_exposure(rng, shape, camera))

@@ -1,0 +1,553 @@
+"""The estimator: checks, then hands over to the core."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from skpbas._images import Geometry, ImageSequence, check_images
+from skpbas._store import extract_features, iter_batches
+from skpbas._targets import normal_rows
+from skpbas._threshold import auto_offset
+from skpbas._training import TrainingFeatures, TrainingSettings, train_head
+from skpbas.core.backbones import TORCHVISION_BACKBONES, FeatureExtractor, build_backbone
+from skpbas.core.centers import CENTER_INITS
+from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.scoring import MapRenderer, center_distances, discriminator_logits
+from skpbas.core.synthesis import SYNTHESES
+from skpbas.errors import InvalidImageError
+
+_AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
+_STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_GPU_BATCH = 32
+
+
+class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """Find defective images, and where they are defective, after learning from good ones only.
+
+    PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network gives a feature of every
+    patch; a trained projector draws the features of good parts toward a set of centres; synthetic anomalies are
+    made by pushing features away from their centres; a small discriminator learns to tell the two apart.
+
+    Parameters
+    ----------
+    backbone : {"resnet18", "resnet50", "resnet101", "wide_resnet50_2"} or nn.Module, default="wide_resnet50_2"
+        Frozen network: torchvision's by name, or any module that takes (B, 3, H, W) images, normalised by
+        ImageNet's mean and deviation, and has the submodules named by ``layers``.
+    weights : "imagenet", path or None, default="imagenet"
+        "imagenet": torchvision's IMAGENET1K_V1, downloaded once; a path: a state dict that covers the layers in
+        use; None: random, for tests. Ignored where ``backbone`` is a module.
+    layers : sequence of str, default=("layer2", "layer3")
+        Levels of the hierarchy, shallow first.
+    patch_size : int, default=3
+        Odd side p of the neighbourhood that a patch feature averages over, in positions of its level.
+    feature_dim : int or "auto", default="auto"
+        Dimension d of a patch feature; "auto": the sum of the levels' channels.
+    image_size : int or (int, int), default=256
+        Side, or height and width, of the network's input in pixels.
+    resize : {"stretch", "crop"}, default="stretch"
+        "stretch": the whole image is brought to ``image_size``; "crop": its shorter side is, and the centre
+        is cut out (as in the article; the same for square images).
+    center_init : {"alignment", "mean", "ema", "kmeans"}, default="alignment"
+        How the centre set is found (Table VI of the article).
+    center_momentum : float, default=0.1
+        Smoothing factor of "alignment" and "ema", in (0, 1].
+    synthesis : {"ray", "gaussian"} or None, default="ray"
+        "ray": along the ray from centre to feature (Eq. 7); "gaussian": noise; None: no synthesis and no
+        discriminator, an image is scored by its patches' distance to the nearest centre (ABL alone).
+    alpha : float, default=0.3
+        Anomaly degree: how far beyond a feature its anomaly lies, in mean distances to the centre.
+    noise_std : float, default=0.015
+        Standard deviation of "gaussian".
+    hidden_dim : int, default=1024
+        Hidden width of the discriminator.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training images; "auto": as many as make a sufficient number of optimisation steps.
+    batch_size : int, default=8
+        Images a step.
+    patches_per_step : int or None, default=1024
+        Patches drawn at random from a batch for a step; None: all (as in the article).
+    schedule : {"cosine", "constant"}, default="cosine"
+        Course of the learning rates.
+    projector_lr, discriminator_lr : float, default=1e-3, 2e-3
+        Adam's learning rates at their peak.
+    projector_decay, discriminator_decay : float, default=1e-5, 1e-2
+        Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
+    smoothing_sigma : float, default=4.0
+        Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the
+        training images; a float: that share of the training images is flagged.
+    device : "auto", str or torch.device, default="auto"
+        "auto": cuda, mps or cpu, the first there is.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        "auto": computes in float32 and keeps training features in float16; "float32": keeps them in float32;
+        "bfloat16": runs the backbone in bfloat16 and keeps features so.
+    random_state : int, RandomState or None, default=None
+        An int gives the same detector on the same machine. The global streams of numpy and torch are neither
+        read nor changed.
+    n_jobs : int or None, default=None
+        Threads that decode images ahead of the network; None: 1, -1: one a core.
+    verbose : int, default=0
+        1: progress bars; 2: a line an epoch.
+
+    Attributes
+    ----------
+    feature_extractor_ : FeatureExtractor
+        Frozen backbone and aggregation, on ``device_``; maps (B, 3, H, W) images to (B, P, d) patch features.
+    center_ : Tensor of shape (P, d)
+        The centre set, on ``device_``.
+    projector_ : Projector
+        phi, on ``device_``.
+    discriminator_ : Discriminator or None
+        D, on ``device_``; None without synthesis.
+    offset_ : float
+        Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
+    n_iter_ : int
+        Epochs run.
+    loss_curve_ : dict of str to list of float
+        Mean of "loss" and its terms "center", "normal" and "anomaly", an epoch.
+    device_ : torch.device
+        Where the detector computes.
+    n_samples_fit_ : int
+        Images that training used.
+    map_shape_ : (int, int)
+        Height and width of the anomaly maps at model size.
+
+    Notes
+    -----
+    X, in every method, is an array (n, H, W, 3) or (n, H, W), channels last, or a sequence of paths, PIL images or
+    arrays, whose sizes may differ. Pixels are uint8, uint16 (divided by 65,535) or floats in [0, 1].
+
+    ``fit`` runs the backbone once over the images and keeps the levels' maps in memory: at 256 pixels and in
+    float16 0.4 MiB an image for ResNet18 and 1.5 MiB for WideResNet50-2. Prediction holds one image at a time on a
+    CPU, and 32 on a GPU.
+
+    References
+    ----------
+    .. [1] Chen, Luo, Gao, Lv, Zhang: "Progressive Boundary Guided Anomaly Synthesis for Industrial Anomaly
+       Detection", IEEE TCSVT 35(2), 2025, doi:10.1109/TCSVT.2024.3479887.
+
+    Examples
+    --------
+    >>> from skpbas import PBASDetector
+    >>> from skpbas.datasets import make_inspection_images
+    >>> good = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
+    >>> detector = PBASDetector("resnet18", weights=None, image_size=64, max_epochs=2, random_state=0)
+    >>> detector.fit(good).predict(good).shape
+    (8,)
+    >>> detector.anomaly_map(good).shape
+    (8, 64, 64)
+    """
+
+    feature_extractor_: FeatureExtractor
+    center_: Tensor
+    projector_: Projector
+    discriminator_: Discriminator | None
+    offset_: float
+    n_iter_: int
+    loss_curve_: dict[str, list[float]]
+    device_: torch.device
+    n_samples_fit_: int
+    map_shape_: tuple[int, int]
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backbone": [StrOptions(set(TORCHVISION_BACKBONES)), nn.Module],
+        "weights": [str, Path, None],
+        "layers": ["array-like"],
+        "patch_size": [Interval(Integral, 1, None, closed="left")],
+        "feature_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "image_size": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "resize": [StrOptions({"stretch", "crop"})],
+        "center_init": [StrOptions(set(CENTER_INITS))],
+        "center_momentum": [Interval(Real, 0, 1, closed="right")],
+        "synthesis": [StrOptions(set(SYNTHESES)), None],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "noise_std": [Interval(Real, 0, None, closed="neither")],
+        "hidden_dim": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "patches_per_step": [Interval(Integral, 2, None, closed="left"), None],
+        "schedule": [StrOptions({"cosine", "constant"})],
+        "projector_lr": [Interval(Real, 0, None, closed="neither")],
+        "discriminator_lr": [Interval(Real, 0, None, closed="neither")],
+        "projector_decay": [Interval(Real, 0, None, closed="left")],
+        "discriminator_decay": [Interval(Real, 0, None, closed="left")],
+        "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "device": [str, torch.device],
+        "precision": [StrOptions(set(_AUTOCAST))],
+        "random_state": ["random_state"],
+        "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "wide_resnet50_2",
+        *,
+        weights: str | Path | None = "imagenet",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        patch_size: int = 3,
+        feature_dim: int | str = "auto",
+        image_size: int | tuple[int, int] = 256,
+        resize: str = "stretch",
+        center_init: str = "alignment",
+        center_momentum: float = 0.1,
+        synthesis: str | None = "ray",
+        alpha: float = 0.3,
+        noise_std: float = 0.015,
+        hidden_dim: int = 1024,
+        max_epochs: int | str = "auto",
+        batch_size: int = 8,
+        patches_per_step: int | None = 1024,
+        schedule: str = "cosine",
+        projector_lr: float = 1e-3,
+        discriminator_lr: float = 2e-3,
+        projector_decay: float = 1e-5,
+        discriminator_decay: float = 1e-2,
+        smoothing_sigma: float = 4.0,
+        contamination: str | float = "auto",
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layers = layers
+        self.patch_size = patch_size
+        self.feature_dim = feature_dim
+        self.image_size = image_size
+        self.resize = resize
+        self.center_init = center_init
+        self.center_momentum = center_momentum
+        self.synthesis = synthesis
+        self.alpha = alpha
+        self.noise_std = noise_std
+        self.hidden_dim = hidden_dim
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.patches_per_step = patches_per_step
+        self.schedule = schedule
+        self.projector_lr = projector_lr
+        self.discriminator_lr = discriminator_lr
+        self.projector_decay = projector_decay
+        self.discriminator_decay = discriminator_decay
+        self.smoothing_sigma = smoothing_sigma
+        self.contamination = contamination
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn what good parts look like.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+            At least two good ones; see the class's notes.
+        y : None, labels or masks
+            Which images are good: labels (n,), +1 good and -1 anomalous, or masks (n, H, W), a sequence of masks,
+            paths of masks and None, where an image with any non-zero pixel is anomalous. Anomalous images are
+            left out. None: all are good.
+
+        Returns
+        -------
+        PBASDetector
+            Itself.
+
+        Raises
+        ------
+        InvalidImageError
+            An image that cannot be used, named by index and file; fewer than two good ones.
+        InvalidTargetError
+            y does not fit X.
+        WeightsError, WeightsUnavailableError
+            No usable weights; the message says what to do.
+        TrainingError
+            The loss became NaN or infinite.
+        """
+        self._validate_params()
+        items = check_images(X)
+        rows = normal_rows(y, len(items))
+        if len(rows) < 2:
+            raise InvalidImageError(
+                f"fit needs at least 2 good images, got {len(rows)} (1 sample cannot show how good ones vary)"
+                if y is None
+                else f"fit needs at least 2 good images; y marks {len(rows)} of {len(items)} as good"
+            )
+        device = resolve_device(self.device)
+        generator = torch.Generator().manual_seed(_seed(self.random_state))
+        extractor = self._make_extractor(generator).to(device)
+        store = extract_features(
+            ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride),
+            rows.tolist(),
+            extractor,
+            dtype=_STORAGE[self.precision],
+            batch_size=_inference_batch(device),
+            n_workers=self._n_workers(),
+            show_progress=bool(self.verbose),
+        )
+        features = TrainingFeatures(store, torch.arange(len(rows)), extractor, device, generator)
+        head = train_head(features, self._training_settings())
+
+        self.feature_extractor_ = extractor
+        self.center_ = head.center
+        self.projector_ = head.projector
+        self.discriminator_ = head.discriminator
+        self.n_iter_ = head.n_epochs
+        self.loss_curve_ = head.loss_curve
+        self.device_ = device
+        self.n_samples_fit_ = len(rows)
+        self.map_shape_ = extractor.image_size
+        self._renderer = MapRenderer(extractor.grid_shape, self.map_shape_, self.smoothing_sigma).to(device)
+        scores = self._score_stored(features)
+        self.offset_ = (
+            auto_offset(scores)
+            if self.contamination == "auto"
+            else float(np.quantile(scores, float(self.contamination)))
+        )
+        return self
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Score images; higher is more normal.
+
+        The score is minus the largest logit of an image's patches: -log(s / (1 - s)) of the article's
+        image score s = max D(phi(t)) (Eq. 11), so that images whose s rounds to 1 still rank. Without synthesis it
+        is minus the largest distance of a patch to its nearest centre.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        batches = [scores.amax(1).double().cpu() for scores, _ in self._iter_patch_scores(X)]
+        return -torch.cat(batches).numpy()
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return ``score_samples(X) - offset_``: negative for anomalous images.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Say of each image whether it is good, +1, or anomalous, -1.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Say of each pixel how anomalous it is.
+
+        The patches' D(phi(t)), brought to the size of the network's input and smoothed (Eq. 12). Without synthesis
+        the distance d to the nearest centre takes its place, as d / (d + m) with m the mean distance in training.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+            "model": ``map_shape_``; "input": each map at its own image's size and place. What a crop did not see
+            is NaN.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W), float32 in [0, 1]
+            Higher is more anomalous. A list of (H_i, W_i) arrays where the images' sizes differ.
+        """
+        maps = list(self.iter_anomaly_maps(X, size=size))
+        if len({m.shape for m in maps}) > 1:
+            return maps
+        return np.stack(maps)
+
+    def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
+        """Yield the maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+
+        Yields
+        ------
+        ndarray of shape (H, W), float32 in [0, 1]
+        """
+        return (anomaly_map for _, anomaly_map in self.iter_scores_and_maps(X, size=size))
+
+    def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
+        """Yield ``score_samples`` and ``anomaly_map`` of image after image, from one pass of the network.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+
+        Yields
+        ------
+        (float, ndarray of shape (H, W))
+        """
+        if size not in ("model", "input"):
+            raise ValueError(f"size={size!r}: choose 'model' or 'input'")
+        return self._render(self._iter_patch_scores(X), to_input=size == "input")
+
+    def _render(
+        self, scored: Iterator[tuple[Tensor, list[Geometry]]], *, to_input: bool
+    ) -> Iterator[tuple[float, NDArray[np.float32]]]:
+        for scores, geometries in scored:
+            if self.discriminator_ is None:
+                distances = self._renderer(scores)
+                maps = distances / (distances + self.loss_curve_["center"][-1])
+            else:
+                maps = self._renderer(torch.sigmoid(scores)).clamp_(0, 1)
+            image_scores = (-scores.amax(1).double()).tolist()
+            for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
+                yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
+
+    def _iter_patch_scores(self, X: Any) -> Iterator[tuple[Tensor, list[Geometry]]]:
+        """Return an iterator over batches: patch scores (B, P), and where each view lies in its image."""
+        check_is_fitted(self)
+        extractor = self.feature_extractor_
+        images = ImageSequence(
+            check_images(X), image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride
+        )
+
+        def batches() -> Iterator[tuple[Tensor, list[Geometry]]]:
+            size = _inference_batch(self.device_)
+            for views, geometries in iter_batches(images, range(len(images)), size, self._n_workers()):
+                yield self._patch_scores(extractor(views)), geometries
+            images.warn_of_crops()
+
+        return batches()
+
+    def _patch_scores(self, features: Tensor) -> Tensor:
+        """Score (B, P, d) patch features: logits, or distances without synthesis, (B, P)."""
+        if self.discriminator_ is None:
+            return center_distances(features, self.projector_, self.center_)
+        return discriminator_logits(features, self.projector_, self.discriminator_)
+
+    def _score_stored(self, features: TrainingFeatures) -> NDArray[np.float64]:
+        """Compute ``score_samples`` of the training images from their stored features."""
+        batches = features.in_order(_inference_batch(features.device))
+        return -torch.cat([self._patch_scores(batch).amax(1).double().cpu() for batch in batches]).numpy()
+
+    def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
+        if self.patch_size % 2 == 0:
+            raise ValueError(f"patch_size={self.patch_size}: must be odd, so that a neighbourhood has a centre")
+        layers = [self.layers] if isinstance(self.layers, str) else list(self.layers)
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError(f"layers={self.layers!r}: name one or more levels, each once")
+        network = build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose))
+        return FeatureExtractor(
+            network,
+            image_size=_pair(self.image_size),
+            patch_size=self.patch_size,
+            feature_dim=self.feature_dim,
+            autocast=_AUTOCAST[self.precision],
+        )
+
+    def _training_settings(self) -> TrainingSettings:
+        return TrainingSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingSettings)})
+
+    def _n_workers(self) -> int:
+        if self.n_jobs == -1:
+            return os.cpu_count() or 1
+        return self.n_jobs or 1
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        # tensors leave for the CPU, so that a detector fitted on a GPU opens anywhere
+        state = dict(super().__getstate__())
+        if "device_" in state and state["device_"].type != "cpu":
+            for name in _ON_DEVICE:
+                if state[name] is not None:
+                    state[name] = copy.deepcopy(state[name]).to("cpu")
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "device_" in state:
+            self.device_ = state["device_"] if _is_available(state["device_"]) else torch.device("cpu")
+            for name in _ON_DEVICE:
+                if state[name] is not None:
+                    setattr(self, name, state[name].to(self.device_))
+
+
+_ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_renderer")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device that ``device`` stands for; "auto": cuda, mps or cpu, the first there is."""
+    if device == "auto":
+        return next(d for d in map(torch.device, ("cuda", "mps", "cpu")) if _is_available(d))
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: choose 'auto', 'cpu', 'cuda', 'cuda:0', ... or 'mps'") from error
+    if not _is_available(resolved):
+        raise ValueError(f"device={device!r} is not available on this machine; device='auto' takes what there is")
+    return resolved
+
+
+def _is_available(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def _inference_batch(device: torch.device) -> int:
+    """Images a forward pass: a CPU gains nothing from more than one, and one always gives the same score."""
+    return 1 if device.type == "cpu" else _GPU_BATCH
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _pair(image_size: Any) -> tuple[int, int]:
+    sides = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise ValueError(f"image_size={image_size!r}: give a side or (height, width), in pixels")
+    return int(sides[0]), int(sides[1])

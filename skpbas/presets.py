@@ -1,0 +1,35 @@
+"""Published settings as dicts of parameters: ``PBASDetector(**presets.PAPER)``.
+
+``PAPER`` is what the article's text says (Section IV-B), ``REFERENCE`` what the authors' released code runs. Both
+train on every patch for hundreds of epochs: hours on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "backbone": "wide_resnet50_2",
+    "weights": "imagenet",
+    "layers": ("layer2", "layer3"),
+    "patch_size": 3,
+    "feature_dim": 1536,
+    "image_size": 256,
+    "resize": "crop",
+    "center_init": "alignment",
+    "center_momentum": 0.1,
+    "synthesis": "ray",
+    "alpha": 0.3,
+    "hidden_dim": 1024,
+    "max_epochs": 400,
+    "batch_size": 8,
+    "patches_per_step": None,
+    "schedule": "constant",
+    "projector_lr": 1e-4,
+    "discriminator_lr": 2e-4,
+    "projector_decay": 1e-5,
+    "discriminator_decay": 1e-2,
+    "smoothing_sigma": 4.0,
+}
+
+REFERENCE: dict[str, Any] = {**PAPER, "max_epochs": 640, "image_size": 288, "alpha": 0.25}
