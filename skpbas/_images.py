@@ -70,6 +70,15 @@ class Geometry:
         (top, left), (height, width) = self.offset, self.view_shape
         return image[:, top : top + height, left : left + width]
 
+    def view_of_mask(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
+        """Bring a mask (h, w) of the image to the view, nearest: a pixel is defective where its centre was."""
+        seen = mask.astype(bool)
+        for axis in (0, 1):
+            centre = np.arange(self.view_shape[axis]) + self.offset[axis] + 0.5
+            source = (centre * mask.shape[axis] / self.resized_shape[axis]).astype(np.intp)
+            seen = seen.take(source, axis=axis)
+        return seen
+
     def to_input(self, anomaly_map: Tensor) -> Tensor:
         """Bring a map of the view back to the image's own size, bilinear; NaN where the view did not reach."""
         for axis in (0, 1):

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,26 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from skpbas._devices import inference_batch, is_available, resolve_device
 from skpbas._images import Geometry, ImageSequence, check_images
+from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
 from skpbas._store import extract_features, iter_batches
 from skpbas._targets import normal_rows
 from skpbas._threshold import auto_offset
 from skpbas._training import TrainingFeatures, TrainingSettings, train_head
-from skpbas.core.backbones import TORCHVISION_BACKBONES, FeatureExtractor, build_backbone
-from skpbas.core.centers import CENTER_INITS
+from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.scoring import MapRenderer, center_distances, discriminator_logits
-from skpbas.core.synthesis import SYNTHESES
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 _STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
-_GPU_BATCH = 32
 
 
 class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -165,36 +161,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     n_samples_fit_: int
     map_shape_: tuple[int, int]
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "backbone": [StrOptions(set(TORCHVISION_BACKBONES)), nn.Module],
-        "weights": [str, Path, None],
-        "layers": ["array-like"],
-        "patch_size": [Interval(Integral, 1, None, closed="left")],
-        "feature_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "image_size": [Interval(Integral, 1, None, closed="left"), "array-like"],
-        "resize": [StrOptions({"stretch", "crop"})],
-        "center_init": [StrOptions(set(CENTER_INITS))],
-        "center_momentum": [Interval(Real, 0, 1, closed="right")],
-        "synthesis": [StrOptions(set(SYNTHESES)), None],
-        "alpha": [Interval(Real, 0, None, closed="neither")],
-        "noise_std": [Interval(Real, 0, None, closed="neither")],
-        "hidden_dim": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "patches_per_step": [Interval(Integral, 2, None, closed="left"), None],
-        "schedule": [StrOptions({"cosine", "constant"})],
-        "projector_lr": [Interval(Real, 0, None, closed="neither")],
-        "discriminator_lr": [Interval(Real, 0, None, closed="neither")],
-        "projector_decay": [Interval(Real, 0, None, closed="left")],
-        "discriminator_decay": [Interval(Real, 0, None, closed="left")],
-        "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "device": [str, torch.device],
-        "precision": [StrOptions(set(_AUTOCAST))],
-        "random_state": ["random_state"],
-        "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
     def __init__(
         self,
@@ -295,14 +262,14 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 else f"fit needs at least 2 good images; y marks {len(rows)} of {len(items)} as good"
             )
         device = resolve_device(self.device)
-        generator = torch.Generator().manual_seed(_seed(self.random_state))
+        generator = torch.Generator().manual_seed(draw_seed(self.random_state))
         extractor = self._make_extractor(generator).to(device)
         store = extract_features(
             ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride),
             rows.tolist(),
             extractor,
             dtype=_STORAGE[self.precision],
-            batch_size=_inference_batch(device),
+            batch_size=inference_batch(device),
             n_workers=self._n_workers(),
             show_progress=bool(self.verbose),
         )
@@ -446,7 +413,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
 
         def batches() -> Iterator[tuple[Tensor, list[Geometry]]]:
-            size = _inference_batch(self.device_)
+            size = inference_batch(self.device_)
             for views, geometries in iter_batches(images, range(len(images)), size, self._n_workers()):
                 yield self._patch_scores(extractor(views)), geometries
             images.warn_of_crops()
@@ -461,19 +428,19 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _score_stored(self, features: TrainingFeatures) -> NDArray[np.float64]:
         """Compute ``score_samples`` of the training images from their stored features."""
-        batches = features.in_order(_inference_batch(features.device))
+        batches = features.in_order(inference_batch(features.device))
         return -torch.cat([self._patch_scores(batch).amax(1).double().cpu() for batch in batches]).numpy()
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
         if self.patch_size % 2 == 0:
             raise ValueError(f"patch_size={self.patch_size}: must be odd, so that a neighbourhood has a centre")
-        layers = [self.layers] if isinstance(self.layers, str) else list(self.layers)
+        layers = list(self.layers)
         if not layers or len(set(layers)) < len(layers):
             raise ValueError(f"layers={self.layers!r}: name one or more levels, each once")
         network = build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose))
         return FeatureExtractor(
             network,
-            image_size=_pair(self.image_size),
+            image_size=height_and_width(self.image_size),
             patch_size=self.patch_size,
             feature_dim=self.feature_dim,
             autocast=_AUTOCAST[self.precision],
@@ -505,49 +472,10 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "device_" in state:
-            self.device_ = state["device_"] if _is_available(state["device_"]) else torch.device("cpu")
+            self.device_ = state["device_"] if is_available(state["device_"]) else torch.device("cpu")
             for name in _ON_DEVICE:
                 if state[name] is not None:
                     setattr(self, name, state[name].to(self.device_))
 
 
 _ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_renderer")
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that ``device`` stands for; "auto": cuda, mps or cpu, the first there is."""
-    if device == "auto":
-        return next(d for d in map(torch.device, ("cuda", "mps", "cpu")) if _is_available(d))
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r}: choose 'auto', 'cpu', 'cuda', 'cuda:0', ... or 'mps'") from error
-    if not _is_available(resolved):
-        raise ValueError(f"device={device!r} is not available on this machine; device='auto' takes what there is")
-    return resolved
-
-
-def _is_available(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    if device.type == "mps":
-        return torch.backends.mps.is_available()
-    return device.type == "cpu"
-
-
-def _inference_batch(device: torch.device) -> int:
-    """Images a forward pass: a CPU gains nothing from more than one, and one always gives the same score."""
-    return 1 if device.type == "cpu" else _GPU_BATCH
-
-
-def _seed(random_state: Any) -> int:
-    if random_state is None:
-        return int(np.random.SeedSequence().generate_state(1)[0])
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _pair(image_size: Any) -> tuple[int, int]:
-    sides = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
-        raise ValueError(f"image_size={image_size!r}: give a side or (height, width), in pixels")
-    return int(sides[0]), int(sides[1])

@@ -68,3 +68,14 @@ def test_the_share_unseen_by_a_crop_is_known():
     assert Geometry.of((100, 100), (64, 64), "crop").unseen == 0
     assert Geometry.of((100, 200), (64, 64), "crop").unseen == pytest.approx(0.5)
     assert Geometry.of((100, 200), (64, 64), "stretch").unseen == 0
+
+
+def test_a_mask_is_cut_like_its_image_and_neither_grows_nor_shrinks():
+    mask = np.zeros((128, 384), bool)
+    mask[32:64, 160:200] = True
+    seen = Geometry.of(mask.shape, (64, 64), "crop").view_of_mask(mask)
+    expected = np.zeros((64, 64), bool)
+    expected[16:32, 16:36] = True
+    np.testing.assert_array_equal(seen, expected)
+    stretched = Geometry.of(mask.shape, (64, 64), "stretch").view_of_mask(mask)
+    assert stretched.mean() == pytest.approx(mask.mean(), rel=0.15)
