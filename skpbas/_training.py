@@ -22,7 +22,7 @@ from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import TrainingError
 
-SUFFICIENT_STEPS = 1600
+SUFFICIENT_STEPS = 1000
 
 
 @dataclass(frozen=True)

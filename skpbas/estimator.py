@@ -79,7 +79,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Patches drawn at random from a batch for a step; None: all (as in the article).
     schedule : {"cosine", "constant"}, default="cosine"
         Course of the learning rates.
-    projector_lr, discriminator_lr : float, default=1e-3, 2e-3
+    projector_lr, discriminator_lr : float, default=1e-3, 5e-4
         Adam's learning rates at their peak.
     projector_decay, discriminator_decay : float, default=1e-5, 1e-2
         Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
@@ -94,8 +94,8 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         "auto": computes in float32 and keeps training features in float16; "float32": keeps them in float32;
         "bfloat16": runs the backbone in bfloat16 and keeps features so.
     random_state : int, RandomState or None, default=None
-        An int gives the same detector on the same machine. The global streams of numpy and torch are neither
-        read nor changed.
+        An int gives the same detector on the same machine with as many threads. The global streams of numpy and
+        torch are neither read nor changed.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one a core.
     verbose : int, default=0
@@ -184,7 +184,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         patches_per_step: int | None = 1024,
         schedule: str = "cosine",
         projector_lr: float = 1e-3,
-        discriminator_lr: float = 2e-3,
+        discriminator_lr: float = 5e-4,
         projector_decay: float = 1e-5,
         discriminator_decay: float = 1e-2,
         smoothing_sigma: float = 4.0,
@@ -342,7 +342,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Say of each pixel how anomalous it is.
 
         The patches' D(phi(t)), brought to the size of the network's input and smoothed (Eq. 12). Without synthesis
-        the distance d to the nearest centre takes its place, as d / (d + m) with m the mean distance in training.
+        the distance d to the nearest centre takes its place, as d / (d + m) with m the mean distance in the last epoch.
 
         Parameters
         ----------

@@ -135,6 +135,8 @@ class FeatureExtractor(nn.Module):
         Odd side p of the neighbourhood.
     feature_dim : int or "auto"
         Dimension d of a patch feature; "auto": the sum of the levels' channels.
+    autocast : torch.dtype or None
+        Arithmetic of the backbone; None: float32.
 
     Attributes
     ----------

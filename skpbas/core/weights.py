@@ -60,7 +60,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"weights={str(path)!r}: no such file")
+        raise WeightsError(f"weights={str(path)!r}: no such file; give 'imagenet', the path of a state dict, or None")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

@@ -1,0 +1,63 @@
+"""Anomaly maps as colours, without matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def colour_table() -> NDArray[np.uint8]:
+    """Compute 256 colours from near black over violet and orange to pale yellow, in even steps of lightness.
+
+    The path runs through OKLCh, where equal steps look equal: lightness rises evenly, so the order of
+    values stays readable in grey and by colour-blind eyes.
+
+    Returns
+    -------
+    ndarray of shape (256, 3), uint8
+        sRGB.
+    """
+    t = np.linspace(0.0, 1.0, 256)
+    lightness = 0.15 + 0.8 * t
+    hue = np.deg2rad(285.0 + 180.0 * t)  # violet, red, orange, yellow
+    chroma = 0.05 + 0.13 * np.sin(np.pi * np.clip(t, 0.0, 1.0)) ** 0.8
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    # Oklab to linear sRGB (Ottosson 2020)
+    cones = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip(to_rgb @ cones**3, 0.0, 1.0)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * encoded.T).astype(np.uint8)
+
+
+def colour_map(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.uint8]:
+    """Colour a map (H, W) between two values: (H, W, 3)."""
+    colours: NDArray[np.uint8] = colour_table()[np.round(255 * _heat(anomaly_map, low, high)).astype(np.intp)]
+    return colours
+
+
+def overlay(
+    image: NDArray[np.uint8], anomaly_map: NDArray[np.floating[Any]], low: float, high: float
+) -> NDArray[np.uint8]:
+    """Lay a map's colours over an image (H, W, 3), thinner where the map is low."""
+    opacity = 0.75 * _heat(anomaly_map, low, high)[..., None]
+    mixed = (1 - opacity) * image + opacity * colour_map(anomaly_map, low, high)
+    return np.round(mixed).astype(np.uint8)
+
+
+def _heat(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.float64]:
+    return np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
