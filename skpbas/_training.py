@@ -22,7 +22,7 @@ from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import TrainingError
 
-SUFFICIENT_STEPS = 1000
+SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,11 @@ class TrainedHead:
 
 
 def n_epochs(settings: TrainingSettings, n_images: int) -> int:
-    """Return the passes over the training images: as given, or enough for a sufficient number of steps."""
+    """Return the passes over the training images: as given, or enough of both steps and passes."""
     if settings.max_epochs != "auto":
         return int(settings.max_epochs)
-    return math.ceil(SUFFICIENT_STEPS / math.ceil(n_images / settings.batch_size))
+    steps_an_epoch = math.ceil(n_images / settings.batch_size)
+    return max(SUFFICIENT_EPOCHS, math.ceil(SUFFICIENT_STEPS / steps_an_epoch))
 
 
 def train_head(features: TrainingFeatures, settings: TrainingSettings) -> TrainedHead:

@@ -72,7 +72,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     hidden_dim : int, default=1024
         Hidden width of the discriminator.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images; "auto": as many as make a sufficient number of optimisation steps.
+        Passes over the training images; "auto": 24, or as many as make 600 optimisation steps.
     batch_size : int, default=8
         Images a step.
     patches_per_step : int or None, default=1024

@@ -223,13 +223,16 @@ def test_features_are_extracted_once_a_fit(good_images):
     assert Counting.calls == len(good_images) + 1  # and one to learn the maps' shapes
 
 
-def test_max_epochs_auto_makes_about_the_same_number_of_steps_for_any_number_of_images():
-    from skpbas._training import SUFFICIENT_STEPS, n_epochs
+def test_max_epochs_auto_makes_enough_steps_for_few_images_and_enough_passes_for_many():
+    from skpbas._training import SUFFICIENT_EPOCHS, SUFFICIENT_STEPS, n_epochs
 
     settings = small_detector(max_epochs="auto")._training_settings()
     for n_images in (2, 8, 60, 209, 1000, 20000):
-        steps = n_epochs(settings, n_images) * -(-n_images // 8)
-        assert SUFFICIENT_STEPS <= steps <= SUFFICIENT_STEPS + max(SUFFICIENT_STEPS, -(-n_images // 8))
+        epochs, steps_an_epoch = n_epochs(settings, n_images), -(-n_images // 8)
+        assert epochs >= SUFFICIENT_EPOCHS
+        assert epochs * steps_an_epoch >= SUFFICIENT_STEPS
+        fewer = epochs - 1  # and no more than that
+        assert fewer < SUFFICIENT_EPOCHS or fewer * steps_an_epoch < SUFFICIENT_STEPS
 
 
 def test_contamination_is_the_share_of_training_images_flagged(good_images):

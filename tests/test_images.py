@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from skpbas._images import ImageSequence, check_images, load_in_order
+from skpbas._store import iter_batches
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
 
@@ -213,3 +214,11 @@ def test_what_is_no_sequence_of_images_is_refused_with_the_reason(X, reason):
 def test_an_image_that_cannot_be_used_is_named_by_its_index(image, reason):
     with pytest.raises(InvalidImageError, match=reason):
         view([image])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0)])
+def test_bytes_and_floats_in_one_batch_mean_the_same(pixels, order):
+    X = [pixels, pixels / 255, pixels.astype(np.uint16) * 257]
+    ((batch, geometries),) = iter_batches(sequence([X[i] for i in order]), range(3), 3, 1)
+    assert len(geometries) == 3
+    torch.testing.assert_close(batch, (torch.from_numpy(pixels).movedim(-1, 0) / 255).float().expand(3, 3, 32, 32))
