@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from skpbas import PBASDetector
+
+torch.set_num_threads(1)  # on images this small threads mostly wait for each other
 
 GOLDEN = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
