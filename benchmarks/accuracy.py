@@ -26,8 +26,11 @@ from PIL import Image
 import skpbas
 from skpbas import PBASDetector
 from skpbas._images import Geometry
+from skpbas.core.embedded import EmbeddedBackbone
 from skpbas.datasets import load_mvtec
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics
+
+UNTRAINED = "embedded-untrained"  # the embedded architecture with random weights, for comparison
 
 COLUMNS = {
     "image_auroc": "I-AUROC",
@@ -60,10 +63,18 @@ def masks_at_map_size(detector: PBASDetector, images: list[Path], masks: list[Pa
     return seen
 
 
+def untrained_embedded(seed: int) -> EmbeddedBackbone:
+    """Return the embedded architecture as its training starts: random convolutions, batch norms without effect."""
+    torch.manual_seed(seed)
+    return EmbeddedBackbone(batch_norm=True).eval()
+
+
 def run(root: Path, category: str, parameters: dict[str, Any]) -> dict[str, float]:
     """Fit on a category's training images and measure on all of its test images."""
     train, test = (load_mvtec(root, category, split) for split in ("train", "test"))
     start = time.perf_counter()
+    if parameters["backbone"] == UNTRAINED:
+        parameters = {**parameters, "backbone": untrained_embedded(parameters["random_state"])}
     detector = PBASDetector(**parameters).fit(train.images)
     fit_seconds = time.perf_counter() - start
     scores, maps = zip(*detector.iter_scores_and_maps(test.images), strict=True)
@@ -87,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of categories in MVTec AD's layout")
     parser.add_argument("--category", nargs="+", required=True)
-    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--backbone", default="wide_resnet50_2", help=f'the estimator\'s, or "{UNTRAINED}"')
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

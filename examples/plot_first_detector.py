@@ -4,9 +4,8 @@ A first detector
 
 Learn from pictures of good parts, then find the defective ones and the place of the defect.
 
-Images are generated and the network's weights are random, so that this page needs no download. **Random features only
-show the verbs**: the figures below say nothing about the method. With ``weights="imagenet"`` the same lines use real
-ones.
+Images are generated and the network is the small one that comes with the package, so that this page needs no download.
+Generated images show how the package works; they say nothing about its accuracy on real parts.
 """
 
 # %%
@@ -34,7 +33,7 @@ print(
 
 from skpbas import PBASDetector
 
-detector = PBASDetector("resnet18", weights=None, image_size=128, max_epochs=20, device="cpu", random_state=0)
+detector = PBASDetector("embedded", image_size=128, device="cpu", random_state=0)
 detector.fit(good)
 losses = detector.loss_curve_["loss"]
 print(

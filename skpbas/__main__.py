@@ -49,7 +49,7 @@ def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--backbone",
         metavar="NAME",
-        help=f"resnet18, resnet50, resnet101 or wide_resnet50_2 (default: {DEFAULT_NETWORK['backbone']}"
+        help=f"embedded, resnet18, resnet50, resnet101 or wide_resnet50_2 (default: {DEFAULT_NETWORK['backbone']}"
         + (", with random weights)" if DEFAULT_NETWORK["weights"] is None else ")"),
     )
     demo.add_argument(

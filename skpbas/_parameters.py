@@ -19,7 +19,7 @@ from skpbas.core.synthesis import SYNTHESES
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 CONSTRAINTS: dict[str, list[Any]] = {
-    "backbone": [StrOptions(set(TORCHVISION_BACKBONES)), nn.Module],
+    "backbone": [StrOptions({*TORCHVISION_BACKBONES, "embedded"}), nn.Module],
     "weights": [str, Path, None],
     "layers": ["array-like"],
     "patch_size": [Interval(Integral, 1, None, closed="left")],

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from skorch import NeuralNet
 from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
+from skpbas._devices import inference_batch
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
+from skpbas._threshold import SMALLEST_SPLIT
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.centers import initial_center
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.scoring import patch_scores
 from skpbas.errors import TrainingError
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
@@ -84,6 +89,13 @@ class TrainingFeatures(Dataset[Tensor]):
         """Yield the patch features t, (B, P, d), of batches of images in the order of ``rows``."""
         return self._of(self.rows, batch_size)
 
+    def halves(self) -> list[TrainingFeatures]:
+        """Split the images into two halves at random."""
+        order = self.rows[torch.randperm(len(self), generator=self.generator)]
+        return [
+            TrainingFeatures(self.store, rows, self.extractor, self.device, self.generator) for rows in order.chunk(2)
+        ]
+
     def _of(self, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
         for index in rows.split(batch_size):
             maps = [m.to(self.device, non_blocking=True).float() for m in self.store.get(index)]
@@ -139,11 +151,11 @@ class _LossTerms(Callback):  # type: ignore[misc]
 class _StepBar(Callback):  # type: ignore[misc]
     """One progress bar over all steps of the training."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, description: str) -> None:
+        self.total, self.description = total, description
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.bar_ = progress_bar(self.total, "training", "step", True)
+        self.bar_ = progress_bar(self.total, self.description, "step", True)
 
     def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_.update()
@@ -181,8 +193,10 @@ def n_epochs(settings: TrainingSettings, n_images: int) -> int:
     return max(SUFFICIENT_EPOCHS, math.ceil(SUFFICIENT_STEPS / steps_an_epoch))
 
 
-def train_head(features: TrainingFeatures, settings: TrainingSettings) -> TrainedHead:
+def train_head(features: TrainingFeatures, settings: TrainingSettings, description: str = "training") -> TrainedHead:
     """Compute the centre set, then train projector and discriminator on stored features.
+
+    ``description`` is the progress bar's.
 
     Raises
     ------
@@ -212,7 +226,7 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings) -> Traine
         noise_std=settings.noise_std,
         generator=noise,
     )
-    net = _net(objective, settings, len(features))
+    net = _net(objective, settings, len(features), description)
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)
     try:
@@ -225,11 +239,34 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings) -> Traine
     return TrainedHead(projector, discriminator, center, curve, len(net.history))
 
 
+def score_stored(features: TrainingFeatures, head: TrainedHead) -> NDArray[np.float64]:
+    """Return the images' ``score_samples``, computed from their stored features."""
+    scores = [
+        patch_scores(batch, head.projector, head.discriminator, head.center).amax(1).cpu().double()
+        for batch in features.in_order(inference_batch(features.device))
+    ]
+    return -torch.cat(scores).numpy()
+
+
+def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list[NDArray[np.float64]]:
+    """Train a second head on one half of the images, and return its scores of that half and of the other.
+
+    It makes as many epochs as one on all images would, so half the steps. Empty where there are too few images.
+    """
+    if len(features) < SMALLEST_SPLIT:
+        return []
+    halves = features.halves()
+    quiet = settings.verbose if settings.verbose == 1 else 0  # the lines an epoch are for the detector itself
+    settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
+    head = train_head(halves[0], settings, description="threshold")
+    return [score_stored(half, head) for half in halves]
+
+
 def _draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int) -> NeuralNet:
+def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:
     """Compose the skorch net: one Adam with a group for each network, schedule and records."""
     epochs = n_epochs(settings, n_images)
     total_steps = epochs * math.ceil(n_images / settings.batch_size)
@@ -241,7 +278,7 @@ def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int) ->
     if settings.schedule == "cosine":
         callbacks.append(("schedule", LRScheduler(CosineAnnealingLR, T_max=total_steps, step_every="batch")))
     if settings.verbose == 1:
-        callbacks.append(("bar", _StepBar(total_steps)))
+        callbacks.append(("bar", _StepBar(total_steps, description)))
     return NeuralNet(
         objective,
         criterion=_Total,

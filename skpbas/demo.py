@@ -20,7 +20,7 @@ from skpbas.errors import DatasetError, ImageNotFoundError
 if TYPE_CHECKING:
     from skpbas import PBASDetector
 
-DEFAULT_NETWORK: dict[str, Any] = {"backbone": "resnet18", "weights": None}
+DEFAULT_NETWORK: dict[str, Any] = {"backbone": "embedded", "weights": "imagenet"}
 """What the demo runs on where ``--backbone`` is not given: the one place to change it."""
 
 GENERATED_EPOCHS = 60
@@ -67,7 +67,7 @@ class DemoOptions:
 
     data: Path | None = None
     check: tuple[Path, ...] = ()
-    kind: str = "brushed_metal"
+    kind: str = "hex_nut"
     backbone: str | None = None
     weights: str | None = None
     image_size: int = 256

@@ -22,10 +22,10 @@ from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
 from skpbas._store import extract_features, iter_batches
 from skpbas._targets import normal_rows
 from skpbas._threshold import auto_offset
-from skpbas._training import TrainingFeatures, TrainingSettings, train_head
+from skpbas._training import TrainingFeatures, TrainingSettings, score_halves, score_stored, train_head
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import MapRenderer, center_distances, discriminator_logits
+from skpbas.core.scoring import MapRenderer, patch_scores
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
@@ -41,12 +41,13 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    backbone : {"resnet18", "resnet50", "resnet101", "wide_resnet50_2"} or nn.Module, default="wide_resnet50_2"
-        Frozen network: torchvision's by name, or any module that takes (B, 3, H, W) images, normalised by
-        ImageNet's mean and deviation, and has the submodules named by ``layers``.
+    backbone : str or nn.Module, default="wide_resnet50_2"
+        Frozen network: torchvision's "resnet18", "resnet50", "resnet101" or "wide_resnet50_2"; "embedded", the small
+        one that comes with the package; or any module that takes (B, 3, H, W) images, normalised by ImageNet's mean
+        and deviation, and has the submodules named by ``layers``.
     weights : "imagenet", path or None, default="imagenet"
         "imagenet": torchvision's IMAGENET1K_V1, downloaded once; a path: a state dict that covers the layers in
-        use; None: random, for tests. Ignored where ``backbone`` is a module.
+        use; None: random, for tests. Ignored where ``backbone`` is "embedded" or a module.
     layers : sequence of str, default=("layer2", "layer3")
         Levels of the hierarchy, shallow first.
     patch_size : int, default=3
@@ -86,8 +87,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     smoothing_sigma : float, default=4.0
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the
-        training images; a float: that share of the training images is flagged.
+        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate that trains a
+        second time, on one half of the images, to see how the other half scores (half as much time again); a
+        float: that share of the training images is flagged.
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -274,24 +276,23 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             show_progress=bool(self.verbose),
         )
         features = TrainingFeatures(store, torch.arange(len(rows)), extractor, device, generator)
-        head = train_head(features, self._training_settings())
+        settings = self._training_settings()
+        head = train_head(features, settings)
+        scores = score_stored(features, head)
+        if self.contamination == "auto":
+            offset = auto_offset(scores, *score_halves(features, settings))
+        else:
+            offset = float(np.quantile(scores, float(self.contamination)))
 
         self.feature_extractor_ = extractor
-        self.center_ = head.center
-        self.projector_ = head.projector
-        self.discriminator_ = head.discriminator
+        self.center_, self.projector_, self.discriminator_ = head.center, head.projector, head.discriminator
+        self.offset_ = offset
         self.n_iter_ = head.n_epochs
         self.loss_curve_ = head.loss_curve
         self.device_ = device
         self.n_samples_fit_ = len(rows)
         self.map_shape_ = extractor.image_size
         self._renderer = MapRenderer(extractor.grid_shape, self.map_shape_, self.smoothing_sigma).to(device)
-        scores = self._score_stored(features)
-        self.offset_ = (
-            auto_offset(scores)
-            if self.contamination == "auto"
-            else float(np.quantile(scores, float(self.contamination)))
-        )
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -309,7 +310,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n,), float64
         """
-        batches = [scores.amax(1).double().cpu() for scores, _ in self._iter_patch_scores(X)]
+        batches = [scores.amax(1).cpu().double() for scores, _ in self._iter_patch_scores(X)]
         return -torch.cat(batches).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -400,7 +401,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 maps = distances / (distances + self.loss_curve_["center"][-1])
             else:
                 maps = self._renderer(torch.sigmoid(scores)).clamp_(0, 1)
-            image_scores = (-scores.amax(1).double()).tolist()
+            image_scores = (-scores.amax(1).cpu().double()).tolist()
             for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
                 yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
 
@@ -415,21 +416,11 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         def batches() -> Iterator[tuple[Tensor, list[Geometry]]]:
             size = inference_batch(self.device_)
             for views, geometries in iter_batches(images, range(len(images)), size, self._n_workers()):
-                yield self._patch_scores(extractor(views)), geometries
+                features = extractor(views)
+                yield patch_scores(features, self.projector_, self.discriminator_, self.center_), geometries
             images.warn_of_crops()
 
         return batches()
-
-    def _patch_scores(self, features: Tensor) -> Tensor:
-        """Score (B, P, d) patch features: logits, or distances without synthesis, (B, P)."""
-        if self.discriminator_ is None:
-            return center_distances(features, self.projector_, self.center_)
-        return discriminator_logits(features, self.projector_, self.discriminator_)
-
-    def _score_stored(self, features: TrainingFeatures) -> NDArray[np.float64]:
-        """Compute ``score_samples`` of the training images from their stored features."""
-        batches = features.in_order(inference_batch(features.device))
-        return -torch.cat([self._patch_scores(batch).amax(1).double().cpu() for batch in batches]).numpy()
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
         if self.patch_size % 2 == 0:

@@ -61,8 +61,7 @@ def size_of(path: Path) -> tuple[int, int]:
 def test_the_demo_prints_five_metrics_and_the_decisions_and_draws_a_picture(tmp_path, capsys):
     assert main(["demo", *QUICK, "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("random features")
-    assert "--backbone and --weights" in lines[0]
+    assert not any("random features" in line for line in lines)
     for name in METRICS:
         assert any(line.strip().startswith(name) for line in lines), name
     assert any("false alarms" in line and "of 2 good images" in line for line in lines)
@@ -183,6 +182,14 @@ def test_a_backbone_without_weights_takes_imagenets():
     assert choose(backbone="resnet50") == {"backbone": "resnet50", "weights": "imagenet"}
     assert choose(backbone="resnet50", weights="none") == {"backbone": "resnet50", "weights": None}
     assert choose(backbone="resnet18", weights="a.pth") == {"backbone": "resnet18", "weights": "a.pth"}
+
+
+def test_random_features_are_said_to_be_random(category, tmp_path, capsys):
+    options = ["--data", str(category), "--backbone", "resnet18", "--weights", "none"]
+    assert main(["demo", *options, "--image-size", "64", "--epochs", "1", "--output", str(tmp_path / "out")]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("random features")
+    assert "--backbone and --weights" in first
 
 
 def test_masks_come_to_the_maps_size_by_nearest_pixels(tmp_path):

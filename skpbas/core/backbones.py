@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.embedded import load_embedded
 from skpbas.core.weights import imagenet_state_dict, load_weights, read_state_dict
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2")
@@ -237,9 +238,9 @@ def build_backbone(
     Parameters
     ----------
     backbone : str or nn.Module
-        One of :data:`TORCHVISION_BACKBONES`, or a module with the named layers.
+        One of :data:`TORCHVISION_BACKBONES`, "embedded", or a module with the named layers.
     weights : "imagenet", path or None
-        torchvision's IMAGENET1K_V1, a state-dict file, or random. Ignored for modules.
+        torchvision's IMAGENET1K_V1, a state-dict file, or random. Ignored for "embedded" and modules.
     layers : sequence of str
         Levels in use, shallow first.
     generator : torch.Generator
@@ -261,6 +262,8 @@ def build_backbone(
     """
     if isinstance(backbone, nn.Module):
         return HookedModule(backbone, layers)
+    if backbone == "embedded":
+        return load_embedded(layers)
     import torchvision  # slow to import, and not needed to load a fitted detector
 
     with torch.random.fork_rng(devices=[]):  # torchvision draws its first weights from the global stream

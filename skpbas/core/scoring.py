@@ -26,6 +26,13 @@ def center_distances(features: Tensor, projector: Projector, center: Tensor) -> 
     return torch.linalg.vector_norm(u - center[nearest_center(u, center)], dim=1).view(features.shape[:2])
 
 
+def patch_scores(features: Tensor, projector: Projector, discriminator: Discriminator | None, center: Tensor) -> Tensor:
+    """Score (B, P, d) patch features t: logits, or distances where there is no discriminator, (B, P)."""
+    if discriminator is None:
+        return center_distances(features, projector, center)
+    return discriminator_logits(features, projector, discriminator)
+
+
 def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
     """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
     identity = torch.eye(n_in, dtype=torch.float64)[None]  # one channel a unit vector

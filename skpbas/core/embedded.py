@@ -1,0 +1,191 @@
+"""The small pretrained network that is shipped in the package: ``backbone="embedded"``.
+
+Depthwise-separable residual blocks with the levels, strides and channels of a ResNet18: its maps were trained to be
+those of a ResNet18, at about a sixth of the arithmetic. In training every convolution has a batch norm; what is
+shipped has them folded into its convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+LEVELS = ("layer1", "layer2", "layer3")
+WEIGHTS_FILE = "embedded.safetensors"
+
+WIDTHS = (48, 128, 256)
+"""Channels of the levels; those of layer2 and layer3 are ResNet18's."""
+
+DEPTHS = (2, 3, 4)
+"""Residual blocks of the levels."""
+
+_BATCH_NORM_MOMENTUM = 0.02  # statistics over the last 50 batches or so
+_FIRST_GAIN = 0.2  # of what a block adds, so that maps do not grow from block to block before training
+
+
+def _conv(
+    inputs: int,
+    outputs: int,
+    side: int,
+    *,
+    stride: int = 1,
+    depthwise: bool = False,
+    gain: float = 1.0,
+    batch_norm: bool,
+) -> nn.Sequential:
+    """Return a convolution that keeps the size (but for its stride), with its batch norm or its bias."""
+    groups = inputs if depthwise else 1
+    conv = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=not batch_norm)
+    if not batch_norm:
+        return nn.Sequential(conv)
+    norm = nn.BatchNorm2d(outputs, momentum=_BATCH_NORM_MOMENTUM)
+    nn.init.constant_(norm.weight, gain)
+    return nn.Sequential(conv, norm)
+
+
+class Block(nn.Module):
+    """5x5 in each channel, then 1x1 across channels, added to what came in.
+
+    Parameters
+    ----------
+    channels : int
+    batch_norm : bool
+        The form for training.
+    """
+
+    def __init__(self, channels: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.spatial = _conv(channels, channels, 5, depthwise=True, batch_norm=batch_norm)
+        self.across = _conv(channels, channels, 1, gain=_FIRST_GAIN, batch_norm=batch_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape, (B, C, H, W), not negative."""
+        y: Tensor = self.across(self.spatial(x).relu_())
+        return y.add_(x).relu_()
+
+
+class Halving(nn.Module):
+    """Half the height and width, and more channels: 5x5 in each channel, then 1x1 across them.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    batch_norm : bool
+        The form for training.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.spatial = _conv(inputs, inputs, 5, stride=2, depthwise=True, batch_norm=batch_norm)
+        self.across = _conv(inputs, outputs, 1, batch_norm=batch_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, H/2, W/2) for (B, inputs, H, W), rounded up."""
+        y: Tensor = self.across(self.spatial(x))
+        return y.relu_()
+
+
+class EmbeddedBackbone(nn.Module):
+    """The network from its stem to the deepest level in use, with random weights.
+
+    Parameters
+    ----------
+    layers : sequence of str, default=("layer2", "layer3")
+        Levels to return, out of ``layer1``, ``layer2`` and ``layer3``: strides 4, 8 and 16; 48, 128 and 256 channels.
+    batch_norm : bool, default=False
+        The form for training, with a batch norm behind every convolution.
+
+    Raises
+    ------
+    ValueError
+        A level that this network does not have.
+    """
+
+    def __init__(self, layers: Sequence[str] = ("layer2", "layer3"), *, batch_norm: bool = False) -> None:
+        super().__init__()
+        unknown = [name for name in layers if name not in LEVELS]
+        if unknown:
+            raise ValueError(
+                f"layers={tuple(layers)!r}: the embedded backbone has no {unknown[0]!r}; choose from {LEVELS}"
+            )
+        self.layers = tuple(layers)
+        deepest = max(LEVELS.index(name) for name in layers)
+        first, *_ = WIDTHS
+        self.stem = nn.Sequential(
+            _conv(3, 16, 3, stride=2, batch_norm=batch_norm),
+            nn.ReLU(inplace=True),
+            _conv(16, first, 3, stride=2, batch_norm=batch_norm),
+            nn.ReLU(inplace=True),
+        )
+        inputs = first
+        for name, channels, depth in list(zip(LEVELS, WIDTHS, DEPTHS, strict=True))[: deepest + 1]:
+            halving = [Halving(inputs, channels, batch_norm=batch_norm)] if name != "layer1" else []
+            blocks = [Block(channels, batch_norm=batch_norm) for _ in range(depth)]
+            self.add_module(name, nn.Sequential(*halving, *blocks))
+            inputs = channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the map of every level in use, (B, C_l, H_l, W_l) each.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, 3, H, W)
+            Normalised by ImageNet's mean and deviation.
+        """
+        maps = {}
+        x = images
+        for name, module in self.named_children():
+            x = module(x)
+            maps[name] = x
+        return [maps[name] for name in self.layers]
+
+
+def fold_batch_norms(network: EmbeddedBackbone) -> EmbeddedBackbone:
+    """Return the form that is shipped: every batch norm's running statistics go into the convolution before it.
+
+    Parameters
+    ----------
+    network : EmbeddedBackbone
+        With ``batch_norm=True``; it stays as it is.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in network.eval().named_modules():
+        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
+            conv = module[0]
+            assert isinstance(conv, nn.Conv2d)
+            fused = fuse_conv_bn_eval(conv, module[1])
+            state.update({f"{name}.0.{key}": value for key, value in fused.state_dict().items()})
+    folded = EmbeddedBackbone(network.layers)
+    folded.load_state_dict(state)
+    return folded.requires_grad_(False).eval()
+
+
+def load_embedded(layers: Sequence[str] = ("layer2", "layer3")) -> EmbeddedBackbone:
+    """Return the network with its shipped weights, frozen; nothing is downloaded.
+
+    Parameters
+    ----------
+    layers : sequence of str, default=("layer2", "layer3")
+        Levels to return, out of ``layer1``, ``layer2`` and ``layer3``.
+
+    Returns
+    -------
+    EmbeddedBackbone
+        float32, in evaluation mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.embedded import load_embedded
+    >>> [tuple(level.shape) for level in load_embedded()(torch.zeros(1, 3, 64, 96))]
+    [(1, 128, 8, 12), (1, 256, 4, 6)]
+    """
+    network = EmbeddedBackbone(layers)
+    state = load(resources.files("skpbas").joinpath("weights", WEIGHTS_FILE).read_bytes())
+    network.load_state_dict({name: state[name].float() for name in network.state_dict()})
+    return network.requires_grad_(False).eval()
