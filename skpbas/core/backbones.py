@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.embedded import load_embedded
+from skpbas.core.levels import LevelNetwork
 from skpbas.core.weights import imagenet_state_dict, load_weights, read_state_dict
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2")
@@ -24,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESNET_LEVELS = ("layer1", "layer2", "layer3", "layer4")
 
 
-class TruncatedResNet(nn.Module):
+class TruncatedResNet(LevelNetwork):
     """A torchvision ResNet from its stem to the deepest level in use.
 
     Parameters
@@ -36,23 +37,13 @@ class TruncatedResNet(nn.Module):
     """
 
     def __init__(self, resnet: nn.Module, layers: Sequence[str]) -> None:
-        super().__init__()
         unknown = [name for name in layers if name not in RESNET_LEVELS]
         if unknown:
             raise ValueError(f"layers={tuple(layers)!r}: a ResNet has no {unknown[0]!r}; choose from {RESNET_LEVELS}")
-        self.layers = tuple(layers)
+        super().__init__(layers)
         deepest = max(RESNET_LEVELS.index(name) for name in layers)
         for name in ("conv1", "bn1", "relu", "maxpool", *RESNET_LEVELS[: deepest + 1]):
             self.add_module(name, resnet.get_submodule(name))
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
-        maps = {}
-        x = images
-        for name, module in self.named_children():
-            x = module(x)
-            maps[name] = x
-        return [maps[name] for name in self.layers]
 
 
 class _DeepestLevelReached(Exception):

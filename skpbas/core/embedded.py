@@ -14,6 +14,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from skpbas.core.levels import LevelNetwork
+
 LEVELS = ("layer1", "layer2", "layer3")
 WEIGHTS_FILE = "embedded.safetensors"
 
@@ -90,7 +92,7 @@ class Halving(nn.Module):
         return y.relu_()
 
 
-class EmbeddedBackbone(nn.Module):
+class EmbeddedBackbone(LevelNetwork):
     """The network from its stem to the deepest level in use, with random weights.
 
     Parameters
@@ -107,13 +109,12 @@ class EmbeddedBackbone(nn.Module):
     """
 
     def __init__(self, layers: Sequence[str] = ("layer2", "layer3"), *, batch_norm: bool = False) -> None:
-        super().__init__()
         unknown = [name for name in layers if name not in LEVELS]
         if unknown:
             raise ValueError(
                 f"layers={tuple(layers)!r}: the embedded backbone has no {unknown[0]!r}; choose from {LEVELS}"
             )
-        self.layers = tuple(layers)
+        super().__init__(layers)
         deepest = max(LEVELS.index(name) for name in layers)
         first, *_ = WIDTHS
         self.stem = nn.Sequential(
@@ -128,21 +129,6 @@ class EmbeddedBackbone(nn.Module):
             blocks = [Block(channels, batch_norm=batch_norm) for _ in range(depth)]
             self.add_module(name, nn.Sequential(*halving, *blocks))
             inputs = channels
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each.
-
-        Parameters
-        ----------
-        images : Tensor of shape (B, 3, H, W)
-            Normalised by ImageNet's mean and deviation.
-        """
-        maps = {}
-        x = images
-        for name, module in self.named_children():
-            x = module(x)
-            maps[name] = x
-        return [maps[name] for name in self.layers]
 
 
 def fold_batch_norms(network: EmbeddedBackbone) -> EmbeddedBackbone:
