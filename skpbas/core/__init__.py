@@ -1,8 +1,9 @@
-"""The method itself in plain torch: no scikit-learn, no skorch, no files, no training loop.
+"""The method itself in plain torch: no scikit-learn, no skorch, no training loop; files only where weights are read.
 
 Read in the order of the data: :mod:`~skpbas.core.backbones` (images to level maps),
 :mod:`~skpbas.core.aggregation` (level maps to patch features), :mod:`~skpbas.core.centers` (ABL's centre
 set), :mod:`~skpbas.core.synthesis` (AFS), :mod:`~skpbas.core.networks` (projector and discriminator),
 :mod:`~skpbas.core.losses` (one optimisation step's terms) and :mod:`~skpbas.core.scoring` (patch scores to
-image scores and anomaly maps).
+image scores and anomaly maps). Behind the backbones stand :mod:`~skpbas.core.weights` (where pretrained tensors come
+from), :mod:`~skpbas.core.embedded` (the small network in the package) and :mod:`~skpbas.core.levels`.
 """

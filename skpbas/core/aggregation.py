@@ -85,7 +85,7 @@ class _LevelPooling(nn.Module):
         self.register_buffer("channels", None if in_order else channels, persistent=False)
 
     def forward(self, level: Tensor) -> Tensor:
-        # (B, C, H, W) -> (B, outputs, H, W)
+        """Map (B, C, H, W) to (B, outputs, H, W)."""
         if self.channels is not None:
             level = level.index_select(1, self.channels)
         pooled = F.conv2d(level, self.kernel, padding=self.kernel.shape[-1] // 2, groups=self.groups)

@@ -120,7 +120,7 @@ class FeatureExtractor(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Gives one map a level for normalised images: :class:`TruncatedResNet` or :class:`HookedModule`.
+        Gives one map a level for normalised images, as :func:`build_backbone` makes it.
     image_size : (int, int)
         Height and width of the images it will see, in pixels.
     patch_size : int
