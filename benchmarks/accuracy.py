@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import skpbas
 from skpbas import PBASDetector
@@ -69,12 +70,21 @@ def untrained_embedded(seed: int) -> EmbeddedBackbone:
     return EmbeddedBackbone(batch_norm=True).eval()
 
 
+def other_embedded(path: Path) -> EmbeddedBackbone:
+    """Return the embedded architecture with the weights of a file, as the tools write it."""
+    network = EmbeddedBackbone()
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return network.eval()
+
+
 def run(root: Path, category: str, parameters: dict[str, Any]) -> dict[str, float]:
     """Fit on a category's training images and measure on all of its test images."""
     train, test = (load_mvtec(root, category, split) for split in ("train", "test"))
     start = time.perf_counter()
     if parameters["backbone"] == UNTRAINED:
         parameters = {**parameters, "backbone": untrained_embedded(parameters["random_state"])}
+    elif parameters["backbone"].endswith(".safetensors"):
+        parameters = {**parameters, "backbone": other_embedded(Path(parameters["backbone"]))}
     detector = PBASDetector(**parameters).fit(train.images)
     fit_seconds = time.perf_counter() - start
     scores, maps = zip(*detector.iter_scores_and_maps(test.images), strict=True)
@@ -98,7 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of categories in MVTec AD's layout")
     parser.add_argument("--category", nargs="+", required=True)
-    parser.add_argument("--backbone", default="wide_resnet50_2", help=f'the estimator\'s, or "{UNTRAINED}"')
+    parser.add_argument(
+        "--backbone", default="wide_resnet50_2", help=f'the estimator\'s, "{UNTRAINED}" or a .safetensors file of it'
+    )
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skpbas.core.backbones import FeatureExtractor
-from skpbas.core.embedded import LEVELS, WEIGHTS_FILE, WIDTHS, EmbeddedBackbone, fold_batch_norms, load_embedded
+from skpbas.core.embedded import LEVELS, WEIGHTS_FILE, WIDTHS, EmbeddedBackbone, load_embedded, shipped_form
 
 
 def images(n=2, height=64, width=96, seed=0):
@@ -117,7 +117,7 @@ def test_shipped_features_tell_pictures_apart():
 
 
 def test_folded_network_gives_the_maps_of_the_one_in_training(in_training):
-    folded = fold_batch_norms(in_training)
+    folded = shipped_form(in_training)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     for mine, theirs in zip(folded(images()), in_training(images()), strict=True):
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-4, atol=1e-4)
@@ -125,5 +125,5 @@ def test_folded_network_gives_the_maps_of_the_one_in_training(in_training):
 
 def test_folding_leaves_the_network_in_training_as_it_was(in_training):
     before = {name: value.clone() for name, value in in_training.state_dict().items()}
-    fold_batch_norms(in_training)
+    shipped_form(in_training)
     assert all(torch.equal(value, before[name]) for name, value in in_training.state_dict().items())

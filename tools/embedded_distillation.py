@@ -13,7 +13,7 @@ from embedded_pool import TAUGHT_LEVELS, Pool, normalise
 from torch import Tensor
 from tqdm import tqdm
 
-from skpbas.core.embedded import EmbeddedBackbone, fold_batch_norms
+from skpbas.core.embedded import EmbeddedBackbone, shipped_form
 
 WARM_UP_STEPS = 100
 DECAY_SHARE = 0.3
@@ -202,7 +202,7 @@ def held_out_scores(pool: Pool, network: EmbeddedBackbone) -> dict[str, dict[str
         the two networks' vectors at a position, each less the teacher's mean.
     """
     batch = pool.held_out()
-    folded = fold_batch_norms(network.cpu()).to(memory_format=torch.channels_last)
+    folded = shipped_form(network.cpu()).to(memory_format=torch.channels_last)
     parts = [folded(normalise(pictures)) for pictures in batch["pictures"].split(32)]
     scores = {}
     for number, level in enumerate(TAUGHT_LEVELS):

@@ -34,6 +34,11 @@ def training_picture(seed: int, index: int, side: int) -> NDArray[np.uint8]:
     picture = _source(rng, side)
     if rng.random() < MIX_SHARE:
         picture = _mix(rng, picture, _source(rng, side))
+    return vary(rng, picture)
+
+
+def vary(rng: np.random.Generator, picture: Picture) -> NDArray[np.uint8]:
+    """Turn and recolour a picture, blur it or add noise; return it as 8-bit pixels."""
     picture = _turn(rng, picture)
     picture = _recolour(rng, picture)
     picture = _sensor(rng, picture)
@@ -43,9 +48,9 @@ def training_picture(seed: int, index: int, side: int) -> NDArray[np.uint8]:
 def _source(rng: np.random.Generator, side: int) -> Picture:
     kind = rng.random()
     if kind < FRACTAL_SHARE:
-        return _fractal(rng, side)
+        return fractal(rng, side, rng)
     if kind < FRACTAL_SHARE + NOISE_SHARE:
-        return _coloured_noise(rng, side)
+        return coloured_noise(rng, side)
     if kind < FRACTAL_SHARE + NOISE_SHARE + COLLAGE_SHARE:
         return _collage(rng, side)
     return _generated(rng, side)
@@ -64,12 +69,14 @@ def _generated(rng: np.random.Generator, side: int) -> Picture:
     return np.asarray(image, np.float32) / 255
 
 
-def _fractal(rng: np.random.Generator, side: int, n_points: int = 400, n_rounds: int = 80) -> Picture:
-    """Return the attractor of random contractions (an iterated function system), on a smooth ground."""
-    n_maps = int(rng.integers(2, 6))
-    matrices = rng.normal(size=(n_maps, 2, 2))
-    matrices *= (rng.uniform(0.4, 0.9, n_maps) / np.linalg.norm(matrices, 2, axis=(1, 2)))[:, None, None]
-    shifts = rng.uniform(-1, 1, (n_maps, 2))
+def fractal(
+    rng: np.random.Generator, side: int, formula: np.random.Generator, n_points: int = 400, n_rounds: int = 80
+) -> Picture:
+    """Return the attractor of contractions drawn from ``formula`` (an iterated function system), on a smooth ground."""
+    n_maps = int(formula.integers(2, 6))
+    matrices = formula.normal(size=(n_maps, 2, 2))
+    matrices *= (formula.uniform(0.4, 0.9, n_maps) / np.linalg.norm(matrices, 2, axis=(1, 2)))[:, None, None]
+    shifts = formula.uniform(-1, 1, (n_maps, 2))
     hues = rng.uniform(0, 1, (n_maps, 3))
     points, colours = rng.uniform(-1, 1, (n_points, 2)), rng.uniform(0, 1, (n_points, 3))
     visited, inks = [], []
@@ -94,13 +101,14 @@ def _smooth_ground(rng: np.random.Generator, side: int) -> Picture:
     return np.array(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
 
 
-def _coloured_noise(rng: np.random.Generator, side: int) -> Picture:
-    """Return noise whose spectrum falls with a random power, its channels more or less alike."""
+def coloured_noise(rng: np.random.Generator, side: int, power: float | None = None) -> Picture:
+    """Return noise whose spectrum falls with a power (None: any), its channels more or less alike."""
     rows, columns = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     stretch = np.exp(rng.normal(0, 0.5))
     frequency = np.sqrt((rows * stretch) ** 2 + columns**2)
     frequency[0, 0] = 1.0
-    spectrum = np.fft.rfft2(rng.normal(size=(3, side, side))) / frequency ** rng.uniform(0.3, 2.2)
+    white = np.fft.rfft2(rng.normal(size=(3, side, side)))
+    spectrum = white / frequency ** (rng.uniform(0.3, 2.2) if power is None else power)
     spectrum[:, 0, 0] = 0
     channels = np.fft.irfft2(spectrum, s=(side, side))
     channels += rng.uniform(0, 2) * channels[:1]

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import nn
 
 from skpbas.core import embedded
-from skpbas.core.embedded import EmbeddedBackbone, fold_batch_norms
+from skpbas.core.embedded import EmbeddedBackbone, shipped_form
 
 TIMING_ROUNDS = 30
 logger = logging.getLogger("train_embedded_backbone")
@@ -91,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def model_card(options: argparse.Namespace, distillation: Distillation, size: int) -> str:
     """Return what is to be known of the weights, as Markdown."""
-    network = fold_batch_norms(distillation.network.cpu()).to(memory_format=torch.channels_last)
+    network = shipped_form(distillation.network.cpu()).to(memory_format=torch.channels_last)
     times = seconds_per_image({"teacher": load_teacher(options.teacher_weights), "embedded": network})
     rows = [
         f"| {level} | {s['explained']:.3f} | {s['cosine']:.3f} |"
@@ -133,7 +133,7 @@ def model_card(options: argparse.Namespace, distillation: Distillation, size: in
 
 def export(network: EmbeddedBackbone) -> bytes:
     """Return the shipped form of a trained network: folded, fp16, safetensors."""
-    folded = fold_batch_norms(network.cpu())
+    folded = shipped_form(network.cpu())
     return save({name: tensor.half().contiguous() for name, tensor in folded.state_dict().items()})
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.embedded import load_embedded
+from skpbas.core.folding import fold_batch_norms
 from skpbas.core.levels import LevelNetwork
 from skpbas.core.weights import imagenet_state_dict, load_weights, read_state_dict
 
@@ -120,7 +121,8 @@ class FeatureExtractor(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Gives one map a level for normalised images, as :func:`build_backbone` makes it.
+        Gives one map a level for normalised images, as :func:`build_backbone` makes it. It is taken over, not copied;
+        the batch norms of a :class:`TruncatedResNet` go into its convolutions, which changes maps by rounding only.
     image_size : (int, int)
         Height and width of the images it will see, in pixels.
     patch_size : int
@@ -155,7 +157,10 @@ class FeatureExtractor(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        frozen = backbone.requires_grad_(False).eval()
+        if isinstance(frozen, TruncatedResNet):
+            frozen = fold_batch_norms(frozen)
+        self.backbone = frozen.to(memory_format=torch.channels_last)
         self.image_size = image_size
         self.autocast = autocast
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

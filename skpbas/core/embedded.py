@@ -7,13 +7,14 @@ shipped has them folded into its convolutions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib import resources
 
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from skpbas.core.folding import fold_batch_norms
 from skpbas.core.levels import LevelNetwork
 
 LEVELS = ("layer1", "layer2", "layer3")
@@ -131,7 +132,7 @@ class EmbeddedBackbone(LevelNetwork):
             inputs = channels
 
 
-def fold_batch_norms(network: EmbeddedBackbone) -> EmbeddedBackbone:
+def shipped_form(network: EmbeddedBackbone) -> EmbeddedBackbone:
     """Return the form that is shipped: every batch norm's running statistics go into the convolution before it.
 
     Parameters
@@ -139,15 +140,8 @@ def fold_batch_norms(network: EmbeddedBackbone) -> EmbeddedBackbone:
     network : EmbeddedBackbone
         With ``batch_norm=True``; it stays as it is.
     """
-    state: dict[str, Tensor] = {}
-    for name, module in network.eval().named_modules():
-        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
-            conv = module[0]
-            assert isinstance(conv, nn.Conv2d)
-            fused = fuse_conv_bn_eval(conv, module[1])
-            state.update({f"{name}.0.{key}": value for key, value in fused.state_dict().items()})
     folded = EmbeddedBackbone(network.layers)
-    folded.load_state_dict(state)
+    folded.load_state_dict(fold_batch_norms(copy.deepcopy(network).eval()).state_dict())
     return folded.requires_grad_(False).eval()
 
 

@@ -42,7 +42,9 @@ SURFACES: tuple[Callable[[np.random.Generator, Shape], Surface], ...] = (
 )
 """Every material, each a function of (rng, shape)."""
 
-PARTS: tuple[Callable[[np.random.Generator, Shape, parts.Placement], parts.Part], ...] = (
+PartMaker = Callable[[np.random.Generator, Shape, parts.Placement], parts.Part]
+
+PARTS: tuple[PartMaker, ...] = (
     parts.washer,
     parts.hex_nut,
     parts.screw,
@@ -55,17 +57,37 @@ PARTS: tuple[Callable[[np.random.Generator, Shape, parts.Placement], parts.Part]
 _ANYWHERE = parts.Placement(shift=(-0.15, 0.15), scale=(0.5, 1.5))
 
 
+def scene_of_surface(front: Surface, shape: Shape) -> Scene:
+    """Fill the picture with a surface."""
+    return Scene(front, front, np.ones(shape, np.float32))
+
+
+def draw_ground(rng: np.random.Generator, shape: Shape) -> Surface:
+    """Draw what a part may lie on: a plain colour or any material."""
+    if rng.random() < 0.6:
+        return plain(rng, shape, pick_colour(rng, Colour(saturation=(0.0, 0.4), value=(0.05, 0.95))))
+    return SURFACES[rng.integers(len(SURFACES))](rng, shape)
+
+
+def scene_of_part(rng: np.random.Generator, make_part: PartMaker, back: Surface, shape: Shape) -> Scene:
+    """Draw a part anywhere on a ground."""
+    part = make_part(rng, shape, _ANYWHERE)
+    return Scene(part.surface, back, part.coverage, thickness=float(rng.uniform(0.01, 0.08)))
+
+
 def random_scene(rng: np.random.Generator, shape: Shape, part_share: float = 0.4) -> Scene:
     """Draw any material, or (with probability `part_share`) any part on any ground."""
     if rng.random() >= part_share:
-        front = SURFACES[rng.integers(len(SURFACES))](rng, shape)
-        return Scene(front, front, np.ones(shape, np.float32))
-    if rng.random() < 0.6:
-        back = plain(rng, shape, pick_colour(rng, Colour(saturation=(0.0, 0.4), value=(0.05, 0.95))))
-    else:
-        back = SURFACES[rng.integers(len(SURFACES))](rng, shape)
-    part = PARTS[rng.integers(len(PARTS))](rng, shape, _ANYWHERE)
-    return Scene(part.surface, back, part.coverage, thickness=float(rng.uniform(0.01, 0.08)))
+        return scene_of_surface(SURFACES[rng.integers(len(SURFACES))](rng, shape), shape)
+    back = draw_ground(rng, shape)
+    return scene_of_part(rng, PARTS[rng.integers(len(PARTS))], back, shape)
+
+
+def take_picture(rng: np.random.Generator, scene: Scene) -> NDArray[np.uint8]:
+    """Photograph a scene, (H, W, 3), in any light with any camera."""
+    lamp = draw_lamp(rng, Lighting())
+    camera = Camera(colour=bool(rng.random() > 0.2))
+    return photograph(light_scene(scene, lamp), draw_exposure(rng, scene.coverage.shape, camera))
 
 
 def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray[np.uint8]:
@@ -93,7 +115,4 @@ def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray
     >>> random_image(np.random.default_rng(0), (64, 96)).shape
     (64, 96, 3)
     """
-    scene = random_scene(rng, shape)
-    lamp = draw_lamp(rng, Lighting())
-    camera = Camera(colour=bool(rng.random() > 0.2))
-    return photograph(light_scene(scene, lamp), draw_exposure(rng, shape, camera))
+    return take_picture(rng, random_scene(rng, shape))
