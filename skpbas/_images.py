@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -138,10 +138,14 @@ class ImageSequence:
                 "the network at the deepest of its layers; a single image must be given as X[None]"
             )
         geometry = Geometry.of((height, width), self.image_size, self.resize)
-        if geometry.unseen > _CROP_WARNING_SHARE:
-            self._cropped[index] = geometry.unseen
+        self.note(index, geometry)
         channels = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels))).movedim(-1, 0)
         return geometry.view(channels).expand(3, -1, -1), geometry
+
+    def note(self, index: int, geometry: Geometry) -> None:
+        """Remember how much of an image will go unseen."""
+        if geometry.unseen > _CROP_WARNING_SHARE:
+            self._cropped[index] = geometry.unseen
 
     def warn_of_crops(self) -> None:
         """Warn once of the images loaded so far of which a crop left more than 5 % unseen."""
@@ -287,25 +291,3 @@ def _from_pil(image: Image.Image, name: str) -> NDArray[Any]:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
-
-
-def load_in_order(images: ImageSequence, order: Sequence[int], n_workers: int) -> Iterator[tuple[Tensor, Geometry]]:
-    """Yield the views of images in the order asked for, decoded ahead by threads; memory for a few images."""
-    if n_workers <= 1:
-        yield from (images.load(i) for i in order)
-        return
-    from collections import deque
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    pending: deque[Future[tuple[Tensor, Geometry]]] = deque()
-    with ThreadPoolExecutor(n_workers, thread_name_prefix="skpbas-decode") as pool:
-        try:
-            for index in order:
-                pending.append(pool.submit(images.load, index))
-                if len(pending) > 2 * n_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, Options, StrOptions
 from torch import nn
 
 from skpbas.core.backbones import TORCHVISION_BACKBONES
@@ -45,6 +45,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "device": [str, torch.device],
     "precision": [StrOptions(set(PRECISIONS))],
     "random_state": ["random_state"],
+    "memory": [str, Path, HasMethods(["cache"]), None],
     "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
     "verbose": ["verbose"],
 }

@@ -1,25 +1,35 @@
-"""Frozen features, computed once a fit and kept for every epoch (the backbone is 30 % of the paper's step)."""
+"""Level maps of the training images: computed once, then read by every step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from skpbas._images import ImageSequence, load_in_order
-from skpbas._progress import progress_bar
-from skpbas.core.backbones import FeatureExtractor
+from skpbas.errors import StorageError
+
+MEMORY_BUDGET = 4 * 2**30
+"""Bytes of maps that are kept in memory; a larger store lies in a temporary file."""
 
 _HALF_PRECISION_LIMIT = 6e4  # float16 ends at 65,504
 
 
 class FeatureStore:
-    """The levels' maps of a set of images, in memory.
+    """The levels' maps of a set of images.
 
     Keeping the maps at their own resolution takes less than the aggregated features would (1.5 MiB an image for
-    WideResNet50-2 at 256 pixels in float16, 0.4 MiB for ResNet18), and rounding them moves scores less.
+    WideResNet50-2 at 256 pixels in float16, 0.4 MiB for ResNet18), and rounding them moves scores less. They serve
+    every patch size and feature dimension.
+
+    They lie on the GPU where one computes and half of its free memory holds them, otherwise in memory as long as they
+    fit into ``budget``, otherwise in a temporary file without a name: the system takes it back with the process,
+    however that ends.
 
     Parameters
     ----------
@@ -28,66 +38,94 @@ class FeatureStore:
         Channels, height and width of each level.
     dtype : torch.dtype
         Storage; float16 becomes float32 where a value would not fit.
+    device : torch.device
+        Where the maps will be used.
+    budget : int
+        Bytes in memory.
+
+    Raises
+    ------
+    StorageError
+        The disk has no room for the temporary file.
     """
 
-    def __init__(self, n_images: int, level_shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype) -> None:
-        # channels last in memory: what the aggregation reads fastest
-        self._levels = [torch.empty(n_images, h, w, c, dtype=dtype) for c, h, w in level_shapes]
+    def __init__(
+        self,
+        n_images: int,
+        level_shapes: Sequence[tuple[int, int, int]],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        budget: int = MEMORY_BUDGET,
+    ) -> None:
+        shapes = [(n_images, h, w, c) for c, h, w in level_shapes]  # channels last: what the aggregation reads fastest
+        nbytes = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+        self.device = _home(nbytes, device or torch.device("cpu"))
+        self.mapped = self.device.type == "cpu" and nbytes > budget
+        self._levels = [self._allocate(shape, dtype) for shape in shapes]
 
     def __len__(self) -> int:
         return len(self._levels[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the maps take."""
+        """Bytes that the maps take."""
         return sum(level.nbytes for level in self._levels)
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
         """Write the maps (B, C_l, H_l, W_l) of a batch of images from position ``start``."""
         for i, level in enumerate(maps):
-            if self._levels[i].dtype == torch.float16 and float(level.abs().max()) > _HALF_PRECISION_LIMIT:
-                self._levels[i] = self._levels[i].float()
-            self._levels[i][start : start + len(level)] = level.permute(0, 2, 3, 1).to(self._levels[i].dtype)
+            if self._levels[i].dtype == torch.float16 and not fits_half_precision(level):
+                self._widen(i, filled=start)
+            self._levels[i][start : start + len(level)].copy_(level.permute(0, 2, 3, 1))
 
     def get(self, index: Tensor) -> list[Tensor]:
-        """Return the maps (B, C_l, H_l, W_l), as stored, of the images at ``index``."""
-        return [level[index].permute(0, 3, 1, 2) for level in self._levels]
+        """Return the maps (B, C_l, H_l, W_l), as stored, of the images at ``index``, which is on the CPU."""
+        return [level[index.to(level.device)].permute(0, 3, 1, 2) for level in self._levels]
+
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.mapped:
+            return _mapped(shape, dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _widen(self, i: int, filled: int) -> None:
+        """Go over to float32 for a level, of which ``filled`` images are written."""
+        wide = self._allocate(tuple(self._levels[i].shape), torch.float32)
+        for image in range(filled):  # one by one: a mapped level may be larger than memory
+            wide[image] = self._levels[i][image].float()
+        self._levels[i] = wide
 
 
-def iter_batches(
-    images: ImageSequence, rows: Sequence[int], batch_size: int, n_workers: int
-) -> Iterator[tuple[Tensor, list[Any]]]:
-    """Yield (B, 3, H, W) views and their geometries, decoded ahead by threads."""
-    views: list[Tensor] = []
-    geometries = []
-    for done, (view, geometry) in enumerate(load_in_order(images, rows, n_workers), start=1):
-        if views and view.dtype != views[0].dtype:  # 8-bit and 16-bit images in one batch
-            views = [v / 255 if v.dtype == torch.uint8 else v for v in views]
-            view = view / 255 if view.dtype == torch.uint8 else view
-        views.append(view)
-        geometries.append(geometry)
-        if len(views) == batch_size or done == len(rows):
-            yield torch.stack(views), geometries
-            views, geometries = [], []
+def fits_half_precision(level: Tensor) -> bool:
+    """Say whether float16 can hold all values."""
+    return float(level.abs().max()) <= _HALF_PRECISION_LIMIT
 
 
-def extract_features(
-    images: ImageSequence,
-    rows: Sequence[int],
-    extractor: FeatureExtractor,
-    *,
-    dtype: torch.dtype,
-    batch_size: int,
-    n_workers: int,
-    show_progress: bool,
-) -> FeatureStore:
-    """Run the backbone once over the images at ``rows`` and keep what it says."""
-    store = FeatureStore(len(rows), extractor.level_shapes, dtype)
-    done = 0
-    with progress_bar(len(rows), "features", "image", show_progress) as bar:
-        for views, _ in iter_batches(images, rows, batch_size, n_workers):
-            store.put(done, extractor.maps(views))
-            done += len(views)
-            bar.update(len(views))
-    images.warn_of_crops()
-    return store
+def _home(nbytes: int, device: torch.device) -> torch.device:
+    if device.type == "cuda" and nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+        return device
+    return torch.device("cpu")
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Make a tensor in a temporary file that has no name (on Windows: that goes with its last handle)."""
+    nbytes, folder = math.prod(shape) * dtype.itemsize, tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    way_out = (
+        "free some space, let the variable TMPDIR name a folder on a larger disk, or train on fewer images or at a "
+        "smaller image_size"
+    )
+    if free < nbytes:
+        raise StorageError(
+            f"the features of the training images need {nbytes / 1e9:.1f} GB on disk, and {folder} has "
+            f"{free / 1e9:.1f} GB free: {way_out}"
+        )
+    with tempfile.TemporaryFile(prefix="skpbas-features-") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)  # or a full disk would show as a crash at the first write
+            mapped = np.memmap(file, np.uint8, "r+", shape=(nbytes,))
+        except OSError as error:
+            raise StorageError(
+                f"no room for {nbytes / 1e9:.1f} GB of training features in {folder} ({error}): {way_out}"
+            ) from error
+    return torch.from_numpy(mapped).view(dtype).view(shape)

@@ -33,3 +33,7 @@ class DatasetError(SkpbasError, FileNotFoundError):
 
 class TrainingError(SkpbasError, ArithmeticError):
     """A training run that cannot go on."""
+
+
+class StorageError(SkpbasError, OSError):
+    """A disk without room for what has to be kept."""

@@ -16,16 +16,18 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skpbas._devices import inference_batch, is_available, resolve_device
+from skpbas._cache import MapCache
+from skpbas._devices import is_available, resolve_device
+from skpbas._features import LevelMaps
 from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
-from skpbas._store import extract_features, iter_batches
 from skpbas._targets import normal_rows
 from skpbas._threshold import auto_offset
 from skpbas._training import TrainingFeatures, TrainingSettings, score_halves, score_stored, train_head
 from skpbas.core.backbones import FeatureExtractor, build_backbone
+from skpbas.core.folding import FoldedDiscriminator, FoldedDistance
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import MapRenderer, patch_scores
+from skpbas.core.scoring import MapRenderer
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
@@ -98,6 +100,10 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     random_state : int, RandomState or None, default=None
         An int gives the same detector on the same machine with as many threads. The global streams of numpy and
         torch are neither read nor changed.
+    memory : str, Path, joblib.Memory or None, default=None
+        Folder, or joblib.Memory, that keeps the network's maps of every image seen in ``fit`` and in prediction, by the
+        content of image and network. Folds and candidates of a search, and later fits, then decode no image twice and
+        run the backbone no second time; processes may share it. Scores move by float16's rounding, as in training.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one a core.
     verbose : int, default=0
@@ -131,9 +137,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     X, in every method, is an array (n, H, W, 3) or (n, H, W), channels last, or a sequence of paths, PIL images or
     arrays, whose sizes may differ. Pixels are uint8, uint16 (divided by 65,535) or floats in [0, 1].
 
-    ``fit`` runs the backbone once over the images and keeps the levels' maps in memory: at 256 pixels and in
-    float16 0.4 MiB an image for ResNet18 and 1.5 MiB for WideResNet50-2. Prediction holds one image at a time on a
-    CPU, and 32 on a GPU.
+    ``fit`` runs the backbone once over the images and keeps the levels' maps: at 256 pixels and in float16 0.4 MiB an
+    image for ResNet18 and 1.5 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction
+    holds one image at a time on a CPU, and 32 on a GPU.
 
     References
     ----------
@@ -194,6 +200,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         device: str | torch.device = "auto",
         precision: str = "auto",
         random_state: Any = None,
+        memory: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -223,6 +230,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.precision = precision
         self.random_state = random_state
+        self.memory = memory
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -253,6 +261,8 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             No usable weights; the message says what to do.
         TrainingError
             The loss became NaN or infinite.
+        StorageError
+            More features than fit into memory, and a disk without room for them.
         """
         self._validate_params()
         items = check_images(X)
@@ -266,15 +276,8 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(draw_seed(self.random_state))
         extractor = self._make_extractor(generator).to(device)
-        store = extract_features(
-            ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride),
-            rows.tolist(),
-            extractor,
-            dtype=_STORAGE[self.precision],
-            batch_size=inference_batch(device),
-            n_workers=self._n_workers(),
-            show_progress=bool(self.verbose),
-        )
+        level_maps = self._level_maps(items, extractor)
+        store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(self.verbose))
         features = TrainingFeatures(store, torch.arange(len(rows)), extractor, device, generator)
         settings = self._training_settings()
         head = train_head(features, settings)
@@ -293,7 +296,17 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_samples_fit_ = len(rows)
         self.map_shape_ = extractor.image_size
         self._renderer = MapRenderer(extractor.grid_shape, self.map_shape_, self.smoothing_sigma).to(device)
+        self._fold()
         return self
+
+    def _fold(self) -> None:
+        """Make what prediction runs out of the fitted networks."""
+        aggregator = self.feature_extractor_.aggregator
+        self._scorer = (
+            FoldedDistance(aggregator, self.projector_, self.center_)
+            if self.discriminator_ is None
+            else FoldedDiscriminator(aggregator, self.projector_, self.discriminator_)
+        ).to(self.device_)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
@@ -408,19 +421,16 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _iter_patch_scores(self, X: Any) -> Iterator[tuple[Tensor, list[Geometry]]]:
         """Return an iterator over batches: patch scores (B, P), and where each view lies in its image."""
         check_is_fitted(self)
-        extractor = self.feature_extractor_
-        images = ImageSequence(
-            check_images(X), image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride
-        )
+        items = check_images(X)
+        level_maps = self._level_maps(items, self.feature_extractor_)
+        return ((self._scorer(maps), geometries) for maps, geometries in level_maps.batches(range(len(items))))
 
-        def batches() -> Iterator[tuple[Tensor, list[Geometry]]]:
-            size = inference_batch(self.device_)
-            for views, geometries in iter_batches(images, range(len(images)), size, self._n_workers()):
-                features = extractor(views)
-                yield patch_scores(features, self.projector_, self.discriminator_, self.center_), geometries
-            images.warn_of_crops()
-
-        return batches()
+    def _level_maps(self, items: Any, extractor: FeatureExtractor) -> LevelMaps:
+        images = ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride)
+        cache = None
+        if self.memory is not None:
+            cache = MapCache(self.memory, extractor, self.resize, _STORAGE[self.precision])
+        return LevelMaps(images, extractor, self._n_workers(), cache)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
         if self.patch_size % 2 == 0:
@@ -454,6 +464,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # tensors leave for the CPU, so that a detector fitted on a GPU opens anywhere
         state = dict(super().__getstate__())
+        state.pop("_scorer", None)
         if "device_" in state and state["device_"].type != "cpu":
             for name in _ON_DEVICE:
                 if state[name] is not None:
@@ -467,6 +478,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for name in _ON_DEVICE:
                 if state[name] is not None:
                     setattr(self, name, state[name].to(self.device_))
+            self._fold()
 
 
 _ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_renderer")

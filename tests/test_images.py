@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from skpbas._images import ImageSequence, check_images, load_in_order
-from skpbas._store import iter_batches
+from skpbas._features import ahead, stack_views
+from skpbas._images import ImageSequence, check_images
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
 
@@ -125,11 +125,11 @@ def test_an_image_of_which_a_crop_hides_more_than_a_twentieth_is_warned_of(pixel
 def test_threads_keep_the_order_and_pass_errors_on(pixels, tmp_path):
     X = [np.full((32, 32), i, np.uint8) for i in range(30)]
     order = list(range(29, -1, -1))
-    values = [int(v[0, 0, 0]) for v, _ in load_in_order(sequence(X), order, 3)]
+    values = [int(v[0, 0, 0]) for v, _ in ahead(sequence(X).load, order, 3)]
     assert values == order
     X[17] = np.full((8, 8), 0, np.uint8)
     with pytest.raises(InvalidImageError, match=r"X\[17\]"):
-        list(load_in_order(sequence(X), order, 3))
+        list(ahead(sequence(X).load, order, 3))
 
 
 def test_callers_arrays_are_not_written_to_and_may_be_read_only_or_mapped(pixels, tmp_path):
@@ -219,6 +219,6 @@ def test_an_image_that_cannot_be_used_is_named_by_its_index(image, reason):
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0)])
 def test_bytes_and_floats_in_one_batch_mean_the_same(pixels, order):
     X = [pixels, pixels / 255, pixels.astype(np.uint16) * 257]
-    ((batch, geometries),) = iter_batches(sequence([X[i] for i in order]), range(3), 3, 1)
-    assert len(geometries) == 3
+    images = sequence([X[i] for i in order])
+    batch = stack_views([images.load(i)[0] for i in range(3)])
     torch.testing.assert_close(batch, (torch.from_numpy(pixels).movedim(-1, 0) / 255).float().expand(3, 3, 32, 32))

@@ -183,6 +183,11 @@ class FeatureExtractor(nn.Module):
             raise ValueError(f"layers must be given shallow first, but their maps are {[s[1:] for s in shapes]}")
         return shapes
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the levels' maps of a batch of images.

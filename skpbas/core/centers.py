@@ -27,6 +27,11 @@ def nearest_center(features: Tensor, center: Tensor) -> Tensor:
     return (features @ F.normalize(center, dim=1).T).argmax(dim=1)  # a feature's own length changes no order
 
 
+def distance_to_center(features: Tensor, center: Tensor) -> Tensor:
+    """Return ||u - c*|| of each feature (N, d), c* the most similar of the centres (P, d): (N,)."""
+    return torch.linalg.vector_norm(features - center[nearest_center(features, center)], dim=1)
+
+
 def update_aligned(center: Tensor, queries: Tensor, momentum: float) -> Tensor:
     """Pull each query's nearest centre toward it, as if one query came after the other (Algorithm 1).
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.centers import distance_to_center
 from skpbas.core.networks import Discriminator, Projector
 
 
@@ -45,6 +46,45 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     return network
 
 
+class LevelAffine(nn.Module):
+    """An affine map of the patch features t, computed from the level maps without writing t out.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+        Makes t out of the levels.
+    weight : Tensor of shape (n, d)
+    bias : Tensor of shape (n,)
+    """
+
+    def __init__(self, aggregator: PatchAggregator, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.pooling = aggregator.levels
+        self.parts = nn.ModuleList()
+        for level, pooling in enumerate(aggregator.levels):
+            columns = weight[:, pooling.first_output : pooling.end_output]
+            part = nn.utils.skip_init(nn.Conv2d, columns.shape[1], len(weight), 1, bias=level == 0)
+            part.weight = _frozen(columns[:, :, None, None])
+            if level == 0:
+                part.bias = _frozen(bias)
+            self.parts.append(part)
+
+    @torch.no_grad()
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (B, P, n) for level maps (B, C_l, H_l, W_l), shallow first."""
+        total: Tensor | None = None
+        for pooling, part, level in zip(self.pooling, self.parts, maps, strict=True):
+            of_level = part(pooling(level).contiguous(memory_format=torch.channels_last))  # (B, n, H_l, W_l)
+            if total is None:
+                total = of_level
+            elif of_level.shape[-2:] == total.shape[-2:]:
+                total.add_(of_level)
+            else:
+                total.add_(F.interpolate(of_level, total.shape[-2:], mode="bilinear", align_corners=False))
+        assert total is not None
+        return total.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 class FoldedDiscriminator(nn.Module):
     """Level maps to the logits of s = D(phi(t)): aggregation, projector and discriminator in one (METHOD 6).
 
@@ -70,41 +110,54 @@ class FoldedDiscriminator(nn.Module):
 
     def __init__(self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator) -> None:
         super().__init__()
-        phi = copy.deepcopy(projector.linear).double()
-        first = copy.deepcopy(discriminator.hidden).double()
-        norm = copy.deepcopy(discriminator.norm).double()
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        weight = scale[:, None] * (first.weight @ phi.weight)  # (hidden, d)
-        bias = scale * (first(phi.bias) - norm.running_mean) + norm.bias
-        self.pooling = aggregator.levels
-        self.parts = nn.ModuleList()
-        for level, pooling in enumerate(aggregator.levels):
-            columns = weight[:, pooling.first_output : pooling.end_output]
-            part = nn.utils.skip_init(nn.Conv2d, columns.shape[1], len(weight), 1, bias=level == 0)
-            part.weight = _frozen(columns[:, :, None, None])
-            if level == 0:
-                part.bias = _frozen(bias)
-            self.parts.append(part.to(memory_format=torch.channels_last))
+        self.hidden = LevelAffine(aggregator, *hidden_map(projector, discriminator))
         self.slope = discriminator.activation.negative_slope
         self.output = _frozen(discriminator.output.weight[0])  # (hidden,)
 
     @torch.no_grad()
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the logits (B, P) for level maps (B, C_l, H_l, W_l), shallow first."""
-        hidden: Tensor | None = None
-        for pooling, part, level in zip(self.pooling, self.parts, maps, strict=True):
-            of_level = part(pooling(level).contiguous(memory_format=torch.channels_last))  # (B, hidden, H_l, W_l)
-            if hidden is None:
-                hidden = of_level
-            elif of_level.shape[-2:] == hidden.shape[-2:]:
-                hidden.add_(of_level)
-            else:
-                hidden.add_(F.interpolate(of_level, hidden.shape[-2:], mode="bilinear", align_corners=False))
-        assert hidden is not None
-        activated = F.leaky_relu_(hidden, self.slope).permute(0, 2, 3, 1)
-        return (activated @ self.output).flatten(1)
+        return F.leaky_relu_(self.hidden(maps), self.slope) @ self.output
+
+
+class FoldedDistance(nn.Module):
+    """Level maps to s = ||phi(t) - c*||: aggregation and projector in one, then the nearest centre (METHOD 6).
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+        Trained; it stays as it is.
+    center : Tensor of shape (P, d)
+    """
+
+    center: Tensor
+
+    def __init__(self, aggregator: PatchAggregator, projector: Projector, center: Tensor) -> None:
+        super().__init__()
+        linear = copy.deepcopy(projector.linear).double()
+        self.projected = LevelAffine(aggregator, linear.weight, linear.bias)
+        self.register_buffer("center", center)
+
+    @torch.no_grad()
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the distances (B, P) for level maps (B, C_l, H_l, W_l), shallow first."""
+        u = self.projected(maps)
+        return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
+
+
+def hidden_map(projector: Projector, discriminator: Discriminator) -> tuple[Tensor, Tensor]:
+    """Return what leads from t to the hidden layer's activation as one weight (hidden, d) and bias (hidden,), float64.
+
+    Projector, first layer and batch norm in evaluation mode are one affine map.
+    """
+    phi = copy.deepcopy(projector.linear).double()
+    first = copy.deepcopy(discriminator.hidden).double()
+    norm = copy.deepcopy(discriminator.norm).double()
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale[:, None] * (first.weight @ phi.weight), scale * (first(phi.bias) - norm.running_mean) + norm.bias
 
 
 def _frozen(values: Tensor) -> nn.Parameter:

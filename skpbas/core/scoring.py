@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skpbas.core.centers import nearest_center
+from skpbas.core.centers import distance_to_center
 from skpbas.core.networks import Discriminator, Projector
 
 _TRUNCATE = 4.0  # radius of the Gaussian in standard deviations, as in scipy.ndimage
@@ -22,8 +22,7 @@ def discriminator_logits(features: Tensor, projector: Projector, discriminator: 
 @torch.no_grad()
 def center_distances(features: Tensor, projector: Projector, center: Tensor) -> Tensor:
     """Return s = ||phi(t) - c*|| for (B, P, d) patch features t: (B, P)."""
-    u = projector(features).flatten(0, 1)
-    return torch.linalg.vector_norm(u - center[nearest_center(u, center)], dim=1).view(features.shape[:2])
+    return distance_to_center(projector(features).flatten(0, 1), center).view(features.shape[:2])
 
 
 def patch_scores(features: Tensor, projector: Projector, discriminator: Discriminator | None, center: Tensor) -> Tensor:
