@@ -80,8 +80,8 @@ class MapCache:
         narrow = [level.cpu() for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
-        kept: list[Tensor] = self._entries(key, narrow, geometry.input_shape)[0]
-        return kept
+        self._entries.call(key, narrow, geometry.input_shape)  # writes without looking for a (damaged) entry first
+        return narrow
 
 
 def _has_palette(item: Any) -> bool:

@@ -54,7 +54,7 @@ def test_the_same_image_scores_the_same_in_any_batch(fitted, good_images):
 def test_scores_still_rank_where_probabilities_round_to_one(fitted, good_images, spoiled):
     detector = copy.deepcopy(fitted)
     with torch.no_grad():
-        detector.discriminator_.output.weight.mul_(1e4)
+        detector._scorer.output.mul_(1e4)
     scores = detector.score_samples(spoiled)
     assert (torch.sigmoid(torch.from_numpy(-scores).float()) == 1).all()
     assert len(np.unique(scores)) == len(spoiled)

@@ -161,4 +161,4 @@ def hidden_map(projector: Projector, discriminator: Discriminator) -> tuple[Tens
 
 
 def _frozen(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.detach().float().contiguous(), requires_grad=False)
+    return nn.Parameter(values.detach().float().clone(memory_format=torch.contiguous_format), requires_grad=False)
