@@ -57,12 +57,17 @@ class LevelMaps:
         self.images.warn_of_crops()
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
-        """Run the backbone once over the images at ``rows`` and keep what it says."""
-        store = FeatureStore(len(rows), self.extractor.level_shapes, dtype, self.extractor.device)
+        """Run the backbone once over the images at ``rows``; keep the levels' parts of their patch features."""
+        aggregator = self.extractor.aggregator
+        shapes = [
+            (outputs.stop - outputs.start, height, width)
+            for outputs, (_, height, width) in zip(aggregator.outputs, self.extractor.level_shapes, strict=True)
+        ]
+        store = FeatureStore(len(rows), shapes, dtype, self.extractor.device)
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
             for maps, geometries in self.batches(rows):
-                store.put(done, maps)
+                store.put(done, aggregator.pool(maps))
                 done += len(geometries)
                 bar.update(len(geometries))
         return store

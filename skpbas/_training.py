@@ -20,7 +20,7 @@ from skpbas._devices import inference_batch
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
 from skpbas._threshold import SMALLEST_SPLIT
-from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 from skpbas.core.centers import initial_center
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
@@ -57,10 +57,11 @@ class TrainingFeatures(Dataset[Tensor]):
     Parameters
     ----------
     store : FeatureStore
+        The levels' parts of the patch features.
     rows : Tensor of shape (n,)
         Stored images to use.
-    extractor : FeatureExtractor
-        Aggregates the stored maps.
+    aggregator : PatchAggregator
+        Makes patch features of the parts.
     device : torch.device
         Where batches go.
     generator : torch.Generator
@@ -71,35 +72,52 @@ class TrainingFeatures(Dataset[Tensor]):
         self,
         store: FeatureStore,
         rows: Tensor,
-        extractor: FeatureExtractor,
+        aggregator: PatchAggregator,
         device: torch.device,
         generator: torch.Generator,
     ) -> None:
-        self.store, self.rows, self.extractor = store, rows, extractor
+        self.store, self.rows, self.aggregator = store, rows, aggregator
         self.device, self.generator = device, generator
+        self.n_positions = math.prod(store.grids[0])
+        self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the patch features t, (B, P, d), of shuffled batches of images."""
-        return self._of(self.rows[torch.randperm(len(self), generator=self.generator)], batch_size)
+        return (self._of(rows) for rows in self._shuffled(batch_size))
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the patch features t, (B, P, d), of batches of images in the order of ``rows``."""
-        return self._of(self.rows, batch_size)
+        return (self._of(rows) for rows in self.rows.split(batch_size))
+
+    def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
+        """Yield patch features t, (N, d): all or ``n_patches``, drawn at random, of shuffled batches of images."""
+        for rows in self._shuffled(batch_size):
+            n_all = len(rows) * self.n_positions
+            if n_patches is None or n_patches >= n_all:
+                yield self._of(rows).flatten(0, 1)
+                continue
+            drawn = torch.randperm(n_all, generator=self.generator)[:n_patches]
+            image, position = rows[drawn // self.n_positions], drawn % self.n_positions
+            home = self.store.device
+            patches = self._gatherer(self.store.tables, image.to(home), position.to(home))
+            yield patches.to(self.device, non_blocking=True)
 
     def halves(self) -> list[TrainingFeatures]:
         """Split the images into two halves at random."""
         order = self.rows[torch.randperm(len(self), generator=self.generator)]
         return [
-            TrainingFeatures(self.store, rows, self.extractor, self.device, self.generator) for rows in order.chunk(2)
+            TrainingFeatures(self.store, rows, self.aggregator, self.device, self.generator) for rows in order.chunk(2)
         ]
 
-    def _of(self, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-        for index in rows.split(batch_size):
-            maps = [m.to(self.device, non_blocking=True).float() for m in self.store.get(index)]
-            yield self.extractor.aggregate(maps)
+    def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
+        yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
+
+    def _of(self, rows: Tensor) -> Tensor:
+        parts = [part.to(self.device, non_blocking=True).float() for part in self.store.get(rows)]
+        return self.aggregator.combine(parts)
 
 
 class _PatchBatches:
@@ -110,11 +128,7 @@ class _PatchBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         no_target = torch.empty(0)
-        for batch in self.dataset.batches(self.batch_size):
-            patches = batch.flatten(0, 1)
-            if self.patches_per_step is not None and self.patches_per_step < len(patches):
-                drawn = torch.randperm(len(patches), generator=self.dataset.generator)[: self.patches_per_step]
-                patches = patches[drawn.to(patches.device)]
+        for patches in self.dataset.patch_batches(self.batch_size, self.patches_per_step):
             yield patches, no_target
 
 
@@ -203,7 +217,7 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings, descripti
     TrainingError
         The loss became NaN or infinite.
     """
-    device, feature_dim = features.device, features.extractor.feature_dim
+    device, feature_dim = features.device, features.aggregator.feature_dim
     initial = torch.Generator().manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
     projector = Projector(feature_dim, initial).to(device)

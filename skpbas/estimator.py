@@ -137,9 +137,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     X, in every method, is an array (n, H, W, 3) or (n, H, W), channels last, or a sequence of paths, PIL images or
     arrays, whose sizes may differ. Pixels are uint8, uint16 (divided by 65,535) or floats in [0, 1].
 
-    ``fit`` runs the backbone once over the images and keeps the levels' maps: at 256 pixels and in float16 0.4 MiB an
-    image for ResNet18 and 1.5 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction
-    holds one image at a time on a CPU, and 32 on a GPU.
+    ``fit`` runs the backbone once over the images and keeps features: at 256 pixels and in float16 0.5 MiB an image
+    for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a
+    few images at a time on a CPU, and 32 on a GPU.
 
     References
     ----------
@@ -278,7 +278,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         extractor = self._make_extractor(generator).to(device)
         level_maps = self._level_maps(items, extractor)
         store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(self.verbose))
-        features = TrainingFeatures(store, torch.arange(len(rows)), extractor, device, generator)
+        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator)
         settings = self._training_settings()
         head = train_head(features, settings)
         scores = score_stored(features, head)

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 
 CASES = [k for k in np.load(GOLDEN / "golden_aggregate.npz").files if "patch" in k]
 
@@ -68,3 +68,23 @@ def test_published_sizes_need_no_kernel_near_the_unfolded_size(channels, feature
     for level, n_channels in zip(aggregate.levels, channels, strict=True):
         read = n_channels if level.channels is None else len(level.channels)
         assert read <= 2 * n_channels  # unfolding would read 9 times the channels
+
+
+@given(
+    channels=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    feature_dim=st.integers(1, 24),
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=80)
+def test_gathered_patches_are_those_of_the_whole_maps(channels, feature_dim, grid, seed):
+    generator = torch.Generator().manual_seed(seed)
+    grids = [(-(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i in range(len(channels))]
+    maps = [torch.randn(3, c, *g, generator=generator) for c, g in zip(channels, grids, strict=True)]
+    aggregate = PatchAggregator(channels, 3, feature_dim)
+    pooled = aggregate.pool(maps)
+    image = torch.randint(3, (20,), generator=generator)
+    position = torch.randint(grid[0] * grid[1], (20,), generator=generator)
+    tables = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in pooled]
+    gathered = PatchGatherer(aggregate, grids)(tables, image, position)
+    torch.testing.assert_close(gathered, aggregate(maps)[image, position], atol=1e-5, rtol=1e-5)

@@ -113,14 +113,18 @@ class PatchAggregator(nn.Module):
     torch.Size([2, 64, 48])
     """
 
+    outputs: list[slice]  # of each level: the entries of a patch feature that it adds to
+
     def __init__(self, channels: Sequence[int], patch_size: int, feature_dim: int) -> None:
         super().__init__()
         self.feature_dim = feature_dim
         n_levels = len(channels)
-        self.levels = nn.ModuleList()
+        self.levels, self.outputs = nn.ModuleList(), []
         for level, n_channels in enumerate(channels):
             weights = _level_weights(level, n_levels, n_channels * patch_size**2, feature_dim)
-            self.levels.append(_LevelPooling(*weights, n_channels, patch_size))
+            pooling = _LevelPooling(*weights, n_channels, patch_size)
+            self.levels.append(pooling)
+            self.outputs.append(slice(pooling.first_output, pooling.end_output))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return patch features.
@@ -135,12 +139,91 @@ class PatchAggregator(nn.Module):
         Tensor of shape (B, H_0 * W_0, d)
             Row-major over the first level's positions.
         """
-        batch, _, height, width = maps[0].shape
-        features = maps[0].new_zeros(batch, height, width, self.feature_dim)
-        for pooling, level in zip(self.levels, maps, strict=True):
-            pooled = pooling(level)
-            if pooled.shape[-2:] != (height, width):
-                pooled = F.interpolate(pooled, (height, width), mode="bilinear", align_corners=False)
-            # two levels may share an output where L does not divide d
-            features[..., pooling.first_output : pooling.end_output] += pooled.permute(0, 2, 3, 1)
+        return self.combine(self.pool(maps))
+
+    def pool(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return each level's part of the patch features at its own resolution, (B, n_l, H_l, W_l)."""
+        return [pooling(level) for pooling, level in zip(self.levels, maps, strict=True)]
+
+    def combine(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return the patch features (B, H_0 * W_0, d) of what :meth:`pool` gave."""
+        batch, _, height, width = pooled[0].shape
+        features = pooled[0].new_zeros(batch, height, width, self.feature_dim)
+        for outputs, part in zip(self.outputs, pooled, strict=True):
+            if part.shape[-2:] != (height, width):
+                part = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+            features[..., outputs] += part.permute(0, 2, 3, 1)  # two levels may share one where L does not divide d
         return features.flatten(1, 2)
+
+
+class PatchGatherer(nn.Module):
+    """Patch features at single positions, read from tables of the levels' parts without making any map of them.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    grids : sequence of (int, int)
+        Height and width of every level's map, shallow first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.aggregation import PatchAggregator, PatchGatherer
+    >>> aggregate = PatchAggregator([16, 32], patch_size=3, feature_dim=48)
+    >>> pooled = aggregate.pool([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)])
+    >>> gather = PatchGatherer(aggregate, [(8, 8), (4, 4)])
+    >>> tables = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in pooled]
+    >>> patches = gather(tables, image=torch.tensor([0, 1]), position=torch.tensor([5, 63]))
+    >>> torch.allclose(patches, aggregate.combine(pooled)[[0, 1], [5, 63]])
+    True
+    """
+
+    def __init__(self, aggregator: PatchAggregator, grids: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self.feature_dim, self.outputs = aggregator.feature_dim, aggregator.outputs
+        self.sizes = [height * width for height, width in grids]
+        for level, grid in enumerate(grids):
+            (rows, of_row), (columns, of_column) = (
+                _sources(n_in, n_out) for n_in, n_out in zip(grid, grids[0], strict=True)
+            )
+            corners = rows[:, None, :, None] * grid[1] + columns[None, :, None, :]  # (H_0, W_0, 2, 2)
+            weights = of_row[:, None, :, None] * of_column[None, :, None, :]
+            self.register_buffer(f"corners_{level}", corners.flatten(2).flatten(0, 1), persistent=False)  # (P, 4)
+            self.register_buffer(f"weights_{level}", weights.flatten(2).flatten(0, 1).float(), persistent=False)
+
+    def forward(self, tables: Sequence[Tensor], image: Tensor, position: Tensor) -> Tensor:
+        """Return patch features.
+
+        Parameters
+        ----------
+        tables : sequence of Tensor of shape (n * H_l * W_l, n_l)
+            The levels' parts of all images, in any precision.
+        image, position : Tensor of shape (N,), int64
+            Which image of the table, and which position of the first level's grid, row-major.
+
+        Returns
+        -------
+        Tensor of shape (N, d), float32
+        """
+        features = torch.zeros(len(image), self.feature_dim, device=image.device)
+        for level, (table, outputs) in enumerate(zip(tables, self.outputs, strict=True)):
+            first = image * self.sizes[level]
+            if self.sizes[level] == self.sizes[0]:
+                features[:, outputs] += table[first + position]
+                continue
+            corners, weights = self.get_buffer(f"corners_{level}"), self.get_buffer(f"weights_{level}")
+            around = table[first[:, None] + corners[position]].float()  # (N, 4, n_l)
+            features[:, outputs] += torch.einsum("nkc,nk->nc", around, weights[position])
+        return features
+
+
+def _sources(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
+    """Return the entries that bilinear interpolation along one axis reads, and their weights: (n_out, 1 or 2) each."""
+    weights, entries = upsampling_matrix(n_in, n_out).topk(min(2, n_in), dim=1)
+    return entries, weights
+
+
+def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
+    """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
+    identity = torch.eye(n_in, dtype=torch.float64)[None]  # one channel a unit vector
+    return F.interpolate(identity, n_out, mode="linear", align_corners=False)[0].T

@@ -61,8 +61,8 @@ class LevelAffine(nn.Module):
         super().__init__()
         self.pooling = aggregator.levels
         self.parts = nn.ModuleList()
-        for level, pooling in enumerate(aggregator.levels):
-            columns = weight[:, pooling.first_output : pooling.end_output]
+        for level, outputs in enumerate(aggregator.outputs):
+            columns = weight[:, outputs]
             part = nn.utils.skip_init(nn.Conv2d, columns.shape[1], len(weight), 1, bias=level == 0)
             part.weight = _frozen(columns[:, :, None, None])
             if level == 0:

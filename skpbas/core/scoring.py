@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skpbas.core.aggregation import upsampling_matrix
 from skpbas.core.centers import distance_to_center
 from skpbas.core.networks import Discriminator, Projector
 
@@ -30,12 +30,6 @@ def patch_scores(features: Tensor, projector: Projector, discriminator: Discrimi
     if discriminator is None:
         return center_distances(features, projector, center)
     return discriminator_logits(features, projector, discriminator)
-
-
-def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
-    """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
-    identity = torch.eye(n_in, dtype=torch.float64)[None]  # one channel a unit vector
-    return F.interpolate(identity, n_out, mode="linear", align_corners=False)[0].T
 
 
 def gaussian_matrix(n: int, sigma: float) -> Tensor:
