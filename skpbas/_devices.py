@@ -31,3 +31,13 @@ def is_available(device: torch.device) -> bool:
 def inference_batch(device: torch.device) -> int:
     """Images a forward pass: a CPU gains nothing from more than one, and one always gives the same score."""
     return 1 if device.type == "cpu" else _GPU_BATCH
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Say whether matrix products in bfloat16 are a matter of hardware there, and so faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

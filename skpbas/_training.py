@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
-from skpbas._devices import inference_batch
+from skpbas._devices import has_fast_bfloat16, inference_batch
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
 from skpbas._threshold import SMALLEST_SPLIT
@@ -48,6 +48,7 @@ class TrainingSettings:
     discriminator_lr: float
     projector_decay: float
     discriminator_decay: float
+    precision: str
     verbose: int
 
 
@@ -239,6 +240,7 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings, descripti
         alpha=settings.alpha,
         noise_std=settings.noise_std,
         generator=noise,
+        autocast=_discriminator_arithmetic(settings.precision, device),
     )
     net = _net(objective, settings, len(features), description)
     net.initialize()
@@ -276,6 +278,12 @@ def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list
     return [score_stored(half, head) for half in halves]
 
 
+def _discriminator_arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+        return torch.bfloat16
+    return None
+
+
 def _draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
@@ -298,6 +306,7 @@ def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int, de
         criterion=_Total,
         optimizer=torch.optim.Adam,
         optimizer__param_groups=groups,
+        optimizer__fused=objective.center.device.type in ("cpu", "cuda"),
         lr=settings.projector_lr,
         max_epochs=epochs,
         batch_size=settings.batch_size,

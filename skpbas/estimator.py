@@ -95,8 +95,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "auto": computes in float32 and keeps training features in float16; "float32": keeps them in float32;
-        "bfloat16": runs the backbone in bfloat16 and keeps features so.
+        "auto": computes in float32, but trains the discriminator in bfloat16 where the hardware has it, and keeps
+        training features in float16; "float32": all in float32; "bfloat16": runs backbone and discriminator's training
+        in bfloat16 and keeps features so.
     random_state : int, RandomState or None, default=None
         An int gives the same detector on the same machine with as many threads. The global streams of numpy and
         torch are neither read nor changed.

@@ -71,6 +71,9 @@ class PBASObjective(nn.Module):
         Standard deviation of "gaussian".
     generator : torch.Generator
         On the centre's device; draws the noise of "gaussian".
+    autocast : torch.dtype or None
+        Arithmetic of the discriminator, two thirds of a step's; None: that of the features. Projector, centres and
+        synthesis keep the features': u - c* cancels too much for a short mantissa.
     """
 
     center: Tensor
@@ -85,6 +88,7 @@ class PBASObjective(nn.Module):
         alpha: float,
         noise_std: float,
         generator: torch.Generator,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.projector = projector
@@ -94,6 +98,7 @@ class PBASObjective(nn.Module):
         self.alpha = alpha
         self.noise_std = noise_std
         self.generator = generator
+        self.autocast = autocast
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -113,8 +118,9 @@ class PBASObjective(nn.Module):
             v = along_ray(u, nearest_u, radius, self.alpha)
         else:
             v = gaussian(u, self.noise_std, self.generator)
-        logits = self.discriminator(torch.cat([u, v]))  # one batch, so that BatchNorm sees both
-        normal, anomaly = logits.chunk(2)
+        with torch.autocast(u.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits = self.discriminator(torch.cat([u, v]))  # one batch, so that BatchNorm sees both
+        normal, anomaly = logits.to(u.dtype).chunk(2)
         return StepTerms(
             u,
             nearest,
