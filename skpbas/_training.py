@@ -218,6 +218,22 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings, descripti
     TrainingError
         The loss became NaN or infinite.
     """
+    objective = new_objective(features, settings)
+    net = new_net(objective, settings, len(features), description)
+    net.initialize()
+    net.notify("on_train_begin", X=features, y=None)
+    try:
+        net.fit_loop(features)  # not fit(), which takes Ctrl-C for the end of training
+    finally:
+        net.notify("on_train_end", X=features, y=None)
+    objective.eval()
+    terms = {name: net.history[:, name] for name in objective.term_names}
+    curve = {"loss": [sum(means) for means in zip(*terms.values(), strict=True)], **terms}
+    return TrainedHead(objective.projector, objective.discriminator, objective.center, curve, len(net.history))
+
+
+def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBASObjective:
+    """Return what training starts from: networks with random weights, and the centre set."""
     device, feature_dim = features.device, features.aggregator.feature_dim
     initial = torch.Generator().manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
@@ -231,28 +247,16 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings, descripti
             for batch in features.batches(settings.batch_size):
                 yield projector(batch)
 
-    center = initial_center(projected, settings.center_init, settings.center_momentum, initial)
-    objective = PBASObjective(
+    return PBASObjective(
         projector,
         discriminator,
-        center,
+        initial_center(projected, settings.center_init, settings.center_momentum, initial),
         synthesis=settings.synthesis,
         alpha=settings.alpha,
         noise_std=settings.noise_std,
         generator=noise,
         autocast=_discriminator_arithmetic(settings.precision, device),
     )
-    net = _net(objective, settings, len(features), description)
-    net.initialize()
-    net.notify("on_train_begin", X=features, y=None)
-    try:
-        net.fit_loop(features)  # not fit(), which takes Ctrl-C for the end of training
-    finally:
-        net.notify("on_train_end", X=features, y=None)
-    objective.eval()
-    terms = {name: net.history[:, name] for name in objective.term_names}
-    curve = {"loss": [sum(means) for means in zip(*terms.values(), strict=True)], **terms}
-    return TrainedHead(projector, discriminator, center, curve, len(net.history))
 
 
 def score_stored(features: TrainingFeatures, head: TrainedHead) -> NDArray[np.float64]:
@@ -288,7 +292,7 @@ def _draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:
+def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:
     """Compose the skorch net: one Adam with a group for each network, schedule and records."""
     epochs = n_epochs(settings, n_images)
     total_steps = epochs * math.ceil(n_images / settings.batch_size)

@@ -1,0 +1,99 @@
+"""What the speed benchmarks share: timing in turn, memory of a child process, and notes on the machine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import skpbas
+
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each job: one call each a round, after a round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_ in range(rounds + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if round_:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class PeakMemory:
+    """The most memory that this process held since the start of the ``with`` block, beyond what it held then.
+
+    On Linux; elsewhere beyond the most that it had held before.
+
+    Attributes
+    ----------
+    bytes : int
+    """
+
+    def __enter__(self) -> PeakMemory:
+        if _CLEAR_PEAK.exists():
+            _CLEAR_PEAK.write_text("5")
+        self._before = self._peak()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bytes = self._peak() - self._before
+
+    @staticmethod
+    def _peak() -> int:
+        if _CLEAR_PEAK.exists():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a module-level function in a process of its own, for its memory to be its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a Markdown table."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([str(row[c]) for c in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures depend on besides the program."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "skpbas": skpbas.__version__,
+    }
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Print rows as a table, and write them with the machine's description as JSON."""
+    print(table(rows))
+    print(f"\nmachine: {json.dumps(machine())}")
+    output.mkdir(parents=True, exist_ok=True)
+    target = output / f"{name}.json"
+    target.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=1))
+    print(f"written to {target}")

@@ -1,0 +1,110 @@
+"""Time training beside a plain loop that recomputes its features, unfolds them and uses every patch.
+
+    python benchmarks/training.py            # steps
+    python benchmarks/training.py --fit 209  # and a whole default fit on so many generated images
+
+Weights are random: time does not depend on them. Steps are of 8 images, measured in turn. The plain loop's 400 epochs
+are extrapolated from its steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from inference import new_backbone, plain_method
+from measure import in_turn, report
+from skorch import NeuralNet
+
+from skpbas import PBASDetector
+from skpbas._features import LevelMaps
+from skpbas._images import ImageSequence
+from skpbas._training import TrainingFeatures, TrainingSettings, new_net, new_objective
+from skpbas.core.backbones import FeatureExtractor
+from skpbas.datasets import make_inspection_images
+
+BATCH, PAPER_EPOCHS = 8, 400
+
+
+def settings_of(detector: PBASDetector) -> TrainingSettings:
+    """Return what the detector's training would read."""
+    return detector._training_settings()
+
+
+class Steps:
+    """Optimisation steps as ``fit`` does them, one at a call."""
+
+    def __init__(self, features: TrainingFeatures, settings: TrainingSettings) -> None:
+        objective = new_objective(features, settings)
+        self.net: NeuralNet = new_net(objective, settings, len(features), "")
+        self.net.initialize()
+        self.features, self.settings = features, settings
+
+    def __call__(self) -> None:
+        """Do one step through skorch: a pass over the first batch only."""
+        drawn = next(iter(self.features.patch_batches(self.settings.batch_size, self.settings.patches_per_step)))
+        self.net.train_step((drawn, torch.empty(0)))
+
+
+def main() -> None:
+    """Parse the command line, run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--fit", type=int, default=0, help="images of a whole fit; 0: none")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+
+    size = options.image_size
+    pictures = make_inspection_images(n_normal=16, n_anomalous=0, size=size, random_state=0).images
+    extractor = FeatureExtractor(new_backbone(options.backbone), image_size=(size, size))
+    images = ImageSequence(pictures, image_size=(size, size), resize="stretch", smallest=extractor.stride)
+    store = LevelMaps(images, extractor, 1, None).store(range(16), torch.float16, show_progress=False)
+    features = TrainingFeatures(
+        store, torch.arange(16), extractor.aggregator, torch.device("cpu"), torch.Generator().manual_seed(0)
+    )
+    plain = plain_method(options.backbone, size)
+    batch = torch.stack([images.load(i)[0] for i in range(BATCH)])
+    default = PBASDetector(options.backbone, weights=None, image_size=size, random_state=0)
+    every_patch = PBASDetector(options.backbone, weights=None, image_size=size, random_state=0, patches_per_step=None)
+    seconds = in_turn(
+        {
+            "plain loop": lambda: plain.step(batch),
+            "the same work (every patch)": Steps(features, settings_of(every_patch)),
+            "the default recipe": Steps(features, settings_of(default)),
+        },
+        options.rounds,
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "a step of": name,
+            "ms": f"{1e3 * value:.0f}",
+            "ms an image": f"{1e3 * value / BATCH:.1f}",
+            "times as fast as the plain loop": f"{seconds['plain loop'] / value:.1f}",
+        }
+        for name, value in seconds.items()
+    ]
+    if options.fit:
+        pictures = make_inspection_images(n_normal=options.fit, n_anomalous=0, size=size, random_state=0).images
+        start = time.perf_counter()
+        detector = default.fit(pictures)
+        fit = time.perf_counter() - start
+        extrapolated = PAPER_EPOCHS * math.ceil(options.fit / BATCH) * seconds["plain loop"]
+        rows.append(
+            {
+                "a step of": f"whole default fit, {options.fit} images, {detector.n_iter_} epochs, threshold included",
+                "ms": f"{1e3 * fit:.0f}",
+                "ms an image": f"{1e3 * fit / options.fit:.1f}",
+                "times as fast as the plain loop": f"{extrapolated / fit:.0f} ({PAPER_EPOCHS} epochs, extrapolated)",
+            }
+        )
+    report(f"training-{options.backbone}", rows, options.output)
+
+
+if __name__ == "__main__":
+    main()
