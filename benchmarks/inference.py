@@ -18,9 +18,9 @@ from plain import PlainMethod, normalise
 from torch import Tensor, nn
 
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.folding import FoldedDiscriminator
+from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import MapRenderer
+from skpbas.core.scorers import DiscriminatorScorer
 
 LAYERS = ("layer2", "layer3")
 
@@ -38,13 +38,13 @@ class Whole:
         self.extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
         d = self.extractor.feature_dim
         networks = Projector(d, generator), Discriminator(d, 1024, generator).eval()
-        self.scorer = FoldedDiscriminator(self.extractor.aggregator, *networks)
+        self.scorer = DiscriminatorScorer(self.extractor.aggregator, *networks)
         self.renderer = MapRenderer(self.extractor.grid_shape, (size, size), 4.0)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return image scores and maps."""
-        scores = self.scorer(self.extractor.maps(images))
-        return scores.amax(1), self.renderer(torch.sigmoid(scores))
+        scores = self.scorer(self.extractor.aggregator.pool(self.extractor.maps(images)))
+        return scores.amax(1), self.scorer.maps(scores, self.renderer)
 
 
 def scratch_bytes(kind: str, name: str, size: int, batch: int) -> int:

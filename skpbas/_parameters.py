@@ -40,6 +40,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "discriminator_lr": [Interval(Real, 0, None, closed="neither")],
     "projector_decay": [Interval(Real, 0, None, closed="left")],
     "discriminator_decay": [Interval(Real, 0, None, closed="left")],
+    "score": [StrOptions({"fused", "discriminator", "distance"})],
     "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
     "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
     "device": [str, torch.device],

@@ -22,12 +22,16 @@ from skpbas._store import FeatureStore
 from skpbas._threshold import SMALLEST_SPLIT
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 from skpbas.core.centers import initial_center
+from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import patch_scores
+from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
 from skpbas.errors import TrainingError
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
+CORESET_POOL = 2**17  # patches among which exemplars are selected
+
+Scorer = DiscriminatorScorer | DistanceScorer | FusedScorer
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class TrainingSettings:
     discriminator_lr: float
     projector_decay: float
     discriminator_decay: float
+    score: str
     precision: str
     verbose: int
 
@@ -89,22 +94,24 @@ class TrainingFeatures(Dataset[Tensor]):
         """Yield the patch features t, (B, P, d), of shuffled batches of images."""
         return (self._of(rows) for rows in self._shuffled(batch_size))
 
-    def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield the patch features t, (B, P, d), of batches of images in the order of ``rows``."""
-        return (self._of(rows) for rows in self.rows.split(batch_size))
+    def parts_in_order(self, batch_size: int) -> Iterator[list[Tensor]]:
+        """Yield the levels' parts (B, n_l, H_l, W_l) of batches of images in the order of ``rows``."""
+        return (self._parts(rows) for rows in self.rows.split(batch_size))
 
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
         """Yield patch features t, (N, d): all or ``n_patches``, drawn at random, of shuffled batches of images."""
         for rows in self._shuffled(batch_size):
-            n_all = len(rows) * self.n_positions
-            if n_patches is None or n_patches >= n_all:
+            if n_patches is None or n_patches >= len(rows) * self.n_positions:
                 yield self._of(rows).flatten(0, 1)
-                continue
-            drawn = torch.randperm(n_all, generator=self.generator)[:n_patches]
-            image, position = rows[drawn // self.n_positions], drawn % self.n_positions
-            home = self.store.device
-            patches = self._gatherer(self.store.tables, image.to(home), position.to(home))
-            yield patches.to(self.device, non_blocking=True)
+            else:
+                drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
+                yield self._gather(rows, drawn)
+
+    def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[Tensor]:
+        """Yield batches of patch features t, (N, d), in all ``n_patches`` or all there are, drawn from all images."""
+        n_all = len(self) * self.n_positions
+        drawn = torch.randperm(n_all, generator=self.generator)[:n_patches]
+        return (self._gather(self.rows, part) for part in drawn.split(batch_size))
 
     def halves(self) -> list[TrainingFeatures]:
         """Split the images into two halves at random."""
@@ -116,9 +123,18 @@ class TrainingFeatures(Dataset[Tensor]):
     def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
         yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
 
+    def _gather(self, rows: Tensor, drawn: Tensor) -> Tensor:
+        """Return the patch features (N, d) at places numbered through the images at ``rows``."""
+        home = self.store.device
+        image, position = rows[drawn // self.n_positions].to(home), (drawn % self.n_positions).to(home)
+        patches: Tensor = self._gatherer(self.store.tables, image, position)
+        return patches.to(self.device, non_blocking=True)
+
     def _of(self, rows: Tensor) -> Tensor:
-        parts = [part.to(self.device, non_blocking=True).float() for part in self.store.get(rows)]
-        return self.aggregator.combine(parts)
+        return self.aggregator.combine(self._parts(rows))
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        return [part.to(self.device, non_blocking=True).float() for part in self.store.get(rows)]
 
 
 class _PatchBatches:
@@ -259,13 +275,26 @@ def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBA
     )
 
 
-def score_stored(features: TrainingFeatures, head: TrainedHead) -> NDArray[np.float64]:
+def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> Scorer:
+    """Return what prediction runs, for a head trained on ``features``."""
+    aggregator = features.aggregator
+    scorer: Scorer
+    if head.discriminator is None or settings.score == "distance":
+        scorer = DistanceScorer(aggregator, head.projector, head.center, head.loss_curve["center"][-1])
+    elif settings.score == "discriminator":
+        scorer = DiscriminatorScorer(aggregator, head.projector, head.discriminator)
+    else:
+        n_exemplars = min(N_EXEMPLARS, len(features) * features.n_positions // 4)
+        coreset = Coreset.of(features.sample(CORESET_POOL), n_exemplars)
+        scorer = FusedScorer(aggregator, head.projector, head.discriminator, coreset).to(features.device)
+        scorer.standardise(features.parts_in_order(inference_batch(features.device)))
+    return scorer.to(features.device)
+
+
+def score_stored(features: TrainingFeatures, scorer: Scorer) -> NDArray[np.float64]:
     """Return the images' ``score_samples``, computed from their stored features."""
-    scores = [
-        patch_scores(batch, head.projector, head.discriminator, head.center).amax(1).cpu().double()
-        for batch in features.in_order(inference_batch(features.device))
-    ]
-    return -torch.cat(scores).numpy()
+    batches = features.parts_in_order(inference_batch(features.device))
+    return -torch.cat([scorer(parts).amax(1).cpu().double() for parts in batches]).numpy()
 
 
 def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list[NDArray[np.float64]]:
@@ -279,17 +308,18 @@ def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list
     quiet = settings.verbose if settings.verbose == 1 else 0  # the lines an epoch are for the detector itself
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
     head = train_head(halves[0], settings, description="threshold")
-    return [score_stored(half, head) for half in halves]
+    scorer = new_scorer(halves[0], head, settings)
+    return [score_stored(half, scorer) for half in halves]
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _discriminator_arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
         return torch.bfloat16
     return None
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))
 
 
 def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:

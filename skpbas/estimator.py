@@ -23,11 +23,18 @@ from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
 from skpbas._targets import normal_rows
 from skpbas._threshold import auto_offset
-from skpbas._training import TrainingFeatures, TrainingSettings, score_halves, score_stored, train_head
+from skpbas._training import (
+    Scorer,
+    TrainingFeatures,
+    TrainingSettings,
+    new_scorer,
+    score_halves,
+    score_stored,
+    train_head,
+)
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.folding import FoldedDiscriminator, FoldedDistance
+from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import MapRenderer
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
@@ -86,6 +93,10 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Adam's learning rates at their peak.
     projector_decay, discriminator_decay : float, default=1e-5, 1e-2
         Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
+    score : {"fused", "discriminator", "distance"}, default="fused"
+        What a patch's score is. "discriminator": D's alone, as in the article; "distance": how far its feature is from
+        the nearest centre; "fused": D(phi(t)) and the distance to the nearest of 4,096 exemplars of the training
+        features, each standardised by its mean and deviation on the training images. Without synthesis: "distance".
     smoothing_sigma : float, default=4.0
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
@@ -196,6 +207,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         discriminator_lr: float = 5e-4,
         projector_decay: float = 1e-5,
         discriminator_decay: float = 1e-2,
+        score: str = "fused",
         smoothing_sigma: float = 4.0,
         contamination: str | float = "auto",
         device: str | torch.device = "auto",
@@ -226,6 +238,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.discriminator_lr = discriminator_lr
         self.projector_decay = projector_decay
         self.discriminator_decay = discriminator_decay
+        self.score = score
         self.smoothing_sigma = smoothing_sigma
         self.contamination = contamination
         self.device = device
@@ -282,7 +295,8 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator)
         settings = self._training_settings()
         head = train_head(features, settings)
-        scores = score_stored(features, head)
+        scorer = new_scorer(features, head, settings)
+        scores = score_stored(features, scorer)
         if self.contamination == "auto":
             offset = auto_offset(scores, *score_halves(features, settings))
         else:
@@ -296,25 +310,16 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.device_ = device
         self.n_samples_fit_ = len(rows)
         self.map_shape_ = extractor.image_size
+        self._scorer: Scorer = scorer
         self._renderer = MapRenderer(extractor.grid_shape, self.map_shape_, self.smoothing_sigma).to(device)
-        self._fold()
         return self
-
-    def _fold(self) -> None:
-        """Make what prediction runs out of the fitted networks."""
-        aggregator = self.feature_extractor_.aggregator
-        self._scorer = (
-            FoldedDistance(aggregator, self.projector_, self.center_)
-            if self.discriminator_ is None
-            else FoldedDiscriminator(aggregator, self.projector_, self.discriminator_)
-        ).to(self.device_)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
 
-        The score is minus the largest logit of an image's patches: -log(s / (1 - s)) of the article's
-        image score s = max D(phi(t)) (Eq. 11), so that images whose s rounds to 1 still rank. Without synthesis it
-        is minus the largest distance of a patch to its nearest centre.
+        The score is minus the largest score of an image's patches (Eq. 11). None of them ends at a largest value, so
+        images rank even where D(phi(t)) rounds to 1: "discriminator" takes the logit log(D / (1 - D)), and in "fused"
+        and "distance" the distance goes on.
 
         Parameters
         ----------
@@ -356,8 +361,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Say of each pixel how anomalous it is.
 
-        The patches' D(phi(t)), brought to the size of the network's input and smoothed (Eq. 12). Without synthesis
-        the distance d to the nearest centre takes its place, as d / (d + m) with m the mean distance in the last epoch.
+        The patches' scores, brought to the size of the network's input and smoothed (Eq. 12). With
+        ``score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), m its mean in the last
+        epoch; a fused score so that 0.5 is what the worst patch of a good training image has on average.
 
         Parameters
         ----------
@@ -410,11 +416,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self, scored: Iterator[tuple[Tensor, list[Geometry]]], *, to_input: bool
     ) -> Iterator[tuple[float, NDArray[np.float32]]]:
         for scores, geometries in scored:
-            if self.discriminator_ is None:
-                distances = self._renderer(scores)
-                maps = distances / (distances + self.loss_curve_["center"][-1])
-            else:
-                maps = self._renderer(torch.sigmoid(scores)).clamp_(0, 1)
+            maps = self._scorer.maps(scores, self._renderer)
             image_scores = (-scores.amax(1).cpu().double()).tolist()
             for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
                 yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
@@ -424,7 +426,8 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         items = check_images(X)
         level_maps = self._level_maps(items, self.feature_extractor_)
-        return ((self._scorer(maps), geometries) for maps, geometries in level_maps.batches(range(len(items))))
+        pool = self.feature_extractor_.aggregator.pool
+        return ((self._scorer(pool(maps)), geometries) for maps, geometries in level_maps.batches(range(len(items))))
 
     def _level_maps(self, items: Any, extractor: FeatureExtractor) -> LevelMaps:
         images = ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride)
@@ -465,7 +468,6 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # tensors leave for the CPU, so that a detector fitted on a GPU opens anywhere
         state = dict(super().__getstate__())
-        state.pop("_scorer", None)
         if "device_" in state and state["device_"].type != "cpu":
             for name in _ON_DEVICE:
                 if state[name] is not None:
@@ -479,7 +481,6 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for name in _ON_DEVICE:
                 if state[name] is not None:
                     setattr(self, name, state[name].to(self.device_))
-            self._fold()
 
 
-_ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_renderer")
+_ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_scorer", "_renderer")

@@ -51,14 +51,30 @@ def test_the_same_image_scores_the_same_in_any_batch(fitted, good_images):
     np.testing.assert_array_equal(together[::-1], fitted.score_samples(good_images[::-1]))
 
 
-def test_scores_still_rank_where_probabilities_round_to_one(fitted, good_images, spoiled):
+def test_scores_still_rank_where_probabilities_round_to_one(good_images, spoiled):
+    fitted = small_detector(score="discriminator").fit(good_images)
     detector = copy.deepcopy(fitted)
-    with torch.no_grad():
-        detector._scorer.output.mul_(1e4)
+    detector._scorer.output.mul_(1e4)
     scores = detector.score_samples(spoiled)
     assert (torch.sigmoid(torch.from_numpy(-scores).float()) == 1).all()
     assert len(np.unique(scores)) == len(spoiled)
     np.testing.assert_array_equal(np.argsort(scores), np.argsort(fitted.score_samples(spoiled)))
+
+
+def test_fused_scores_still_rank_where_probabilities_round_to_one(fitted, spoiled):
+    detector = copy.deepcopy(fitted)
+    detector._scorer.output.mul_(1e4)
+    assert len(np.unique(detector.score_samples(spoiled))) == len(spoiled)
+
+
+@pytest.mark.parametrize("score", ["discriminator", "distance", "fused"])
+def test_every_score_finds_what_is_spoiled_and_gives_maps_in_the_unit_interval(score, good_images, spoiled):
+    detector = small_detector(score=score).fit(good_images)
+    assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
+    maps = detector.anomaly_map(spoiled)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    assert maps[:, 24:36, 24:36].mean() > 1.1 * maps[:, :, 50:].mean()
 
 
 def test_maps_lie_in_the_unit_interval_at_the_models_size(fitted, good_images):
@@ -409,7 +425,7 @@ def test_interrupting_training_is_not_taken_for_its_end(good_images, monkeypatch
 
 def test_importing_is_light_and_the_core_needs_no_sklearn():
     code = (
-        "import sys, skpbas, skpbas.core.losses, skpbas.core.scoring, skpbas.core.backbones; "
+        "import sys, skpbas, skpbas.core.losses, skpbas.core.maps, skpbas.core.backbones; "
         "assert not {'sklearn', 'skorch', 'torchvision'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

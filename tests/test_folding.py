@@ -1,60 +1,11 @@
-"""What is folded at inference gives what the separate steps give."""
+"""A network without its batch norms gives the maps it gave with them."""
 
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.backbones import FeatureExtractor, TruncatedResNet
-from skpbas.core.folding import FoldedDiscriminator, fold_batch_norms
-from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import discriminator_logits
-
-
-def used_discriminator(feature_dim, hidden_dim, generator):
-    """Return a discriminator whose batch norm has seen data and been trained."""
-    discriminator = Discriminator(feature_dim, hidden_dim, generator)
-    norm = discriminator.norm
-    norm.running_mean.normal_(generator=generator)
-    norm.running_var.uniform_(0.2, 3.0, generator=generator)
-    torch.nn.init.normal_(norm.weight, 1.0, 0.3, generator=generator)
-    torch.nn.init.normal_(norm.bias, generator=generator)
-    return discriminator.eval()
-
-
-@given(
-    channels=st.lists(st.integers(1, 12), min_size=1, max_size=3),
-    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    patch_size=st.sampled_from([1, 3, 5]),
-    feature_dim=st.integers(1, 24),
-    hidden_dim=st.integers(1, 16),
-    seed=st.integers(0, 99),
-)
-@settings(deadline=None, max_examples=80)
-def test_folded_logits_equal_those_of_aggregation_projector_and_discriminator(
-    channels, grid, patch_size, feature_dim, hidden_dim, seed
-):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(c, -(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i, c in enumerate(channels)]
-    maps = [torch.randn(2, *shape, generator=generator) for shape in shapes]
-    aggregator = PatchAggregator(channels, patch_size, feature_dim)
-    projector = Projector(feature_dim, generator)
-    discriminator = used_discriminator(feature_dim, hidden_dim, generator)
-    expected = discriminator_logits(aggregator(maps), projector, discriminator)
-    folded = FoldedDiscriminator(aggregator, projector, discriminator)(maps)
-    torch.testing.assert_close(folded, expected, atol=2e-4, rtol=1e-4)
-
-
-def test_folding_leaves_projector_and_discriminator_as_they_are():
-    generator = torch.Generator().manual_seed(0)
-    projector, discriminator = Projector(12, generator), used_discriminator(12, 8, generator)
-    before = [t.clone() for m in (projector, discriminator) for t in m.state_dict().values()]
-    FoldedDiscriminator(PatchAggregator([4, 8], 3, 12), projector, discriminator)
-    after = [t for m in (projector, discriminator) for t in m.state_dict().values()]
-    assert all(map(torch.equal, before, after))
-    assert projector.linear.weight.dtype == torch.float32
+from skpbas.core.folding import fold_batch_norms
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

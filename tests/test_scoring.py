@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from skpbas._images import Geometry
-from skpbas.core.scoring import MapRenderer
+from skpbas.core.maps import MapRenderer
 
 
 def test_anomaly_maps_equal_the_reference():

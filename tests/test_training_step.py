@@ -1,5 +1,7 @@
 """One optimisation step after the other against the reference's numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from conftest import GOLDEN
 
 from skpbas.core.losses import PBASObjective
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scoring import discriminator_logits
+from skpbas.core.scorers import DiscriminatorScorer
 from skpbas.core.synthesis import along_ray, gaussian
 
 NAMES = {
@@ -87,7 +89,10 @@ def test_five_steps_equal_the_reference_in_every_value_gradient_and_weight(golde
 
 def test_patch_and_image_scores_equal_the_reference_after_training(golden):
     objective = objective_with(golden, "step4.after").eval()
-    logits = discriminator_logits(golden["inference.features"], objective.projector, objective.discriminator)
+    features = golden["inference.features"]  # (B, P, d), as if of one level
+    one_level = SimpleNamespace(outputs=[slice(0, features.shape[2])])
+    scorer = DiscriminatorScorer(one_level, objective.projector, objective.discriminator)
+    logits = scorer([features.transpose(1, 2).unsqueeze(3)])
     close(torch.sigmoid(logits), golden["inference.patch_scores"])
     close(torch.sigmoid(logits.amax(1)), golden["inference.image_scores"])
 

@@ -1,4 +1,4 @@
-"""Patch features to patch scores, image scores and anomaly maps (METHOD 6, Eq. 11-12)."""
+"""Patch scores to anomaly maps (METHOD 6, Eq. 12)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from skpbas.core.aggregation import upsampling_matrix
-from skpbas.core.centers import distance_to_center
-from skpbas.core.networks import Discriminator, Projector
 
 _TRUNCATE = 4.0  # radius of the Gaussian in standard deviations, as in scipy.ndimage
-
-
-@torch.no_grad()
-def discriminator_logits(features: Tensor, projector: Projector, discriminator: Discriminator) -> Tensor:
-    """Return the logits of s = D(phi(t)) for (B, P, d) patch features t: (B, P)."""
-    u = projector(features)
-    return discriminator(u.flatten(0, 1)).view(u.shape[:2])
-
-
-@torch.no_grad()
-def center_distances(features: Tensor, projector: Projector, center: Tensor) -> Tensor:
-    """Return s = ||phi(t) - c*|| for (B, P, d) patch features t: (B, P)."""
-    return distance_to_center(projector(features).flatten(0, 1), center).view(features.shape[:2])
-
-
-def patch_scores(features: Tensor, projector: Projector, discriminator: Discriminator | None, center: Tensor) -> Tensor:
-    """Score (B, P, d) patch features t: logits, or distances where there is no discriminator, (B, P)."""
-    if discriminator is None:
-        return center_distances(features, projector, center)
-    return discriminator_logits(features, projector, discriminator)
 
 
 def gaussian_matrix(n: int, sigma: float) -> Tensor:
@@ -65,7 +43,7 @@ class MapRenderer(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from skpbas.core.scoring import MapRenderer
+    >>> from skpbas.core.maps import MapRenderer
     >>> MapRenderer((8, 8), (64, 64), sigma=4.0)(torch.rand(2, 64)).shape
     torch.Size([2, 64, 64])
     """

@@ -1,0 +1,137 @@
+"""A few thousand training features that lie close to all others: the distance to the nearest of them (METHOD "BEYOND").
+
+Selected farthest point first, so that rare but normal patches are represented as well as common ones (a k-center
+coreset, as PatchCore uses it). Distances are taken in the directions that explain most of the features' variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+N_EXEMPLARS = 4096
+N_DIRECTIONS = 128
+_CANDIDATES = 1024  # points kept up to date between two passes over all
+
+
+def farthest_points(points: Tensor, k: int) -> Tensor:
+    """Choose points such that every point is near a chosen one: always the one farthest from those chosen so far.
+
+    A distance only falls as points are chosen. So the farthest point is found among a thousand that were farthest
+    when all distances were last brought up to date, for as long as it is farther than all others were then.
+
+    Parameters
+    ----------
+    points : Tensor of shape (n, q)
+    k : int
+        At most n.
+
+    Returns
+    -------
+    Tensor of shape (k,), int64
+        Indices, in the order of choice.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.coreset import farthest_points
+    >>> points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [9.0]])
+    >>> farthest_points(points, 3).tolist()
+    [5, 0, 3]
+    """
+    squares = points.square().sum(1)
+    first = (points - points.mean(0)).square().sum(1).argmax(keepdim=True)
+    chosen = [first]
+    distance = _squared_distances(points, squares, first)[:, 0].index_fill(0, first, -1.0)
+    while (missing := k - sum(map(len, chosen))) > 0:
+        then, farthest = distance.topk(min(_CANDIDATES, len(points)))
+        between = _squared_distances(points[farthest], squares[farthest], torch.arange(len(farthest)))
+        left = then
+        picks: list[Tensor] = []
+        while len(picks) < min(missing, len(farthest)):
+            pick = left.argmax(keepdim=True)
+            if picks and left[pick] < then[-1]:
+                break
+            picks.append(pick)
+            left = torch.minimum(left, between[:, pick[0]]).index_fill(0, pick, -1.0)
+        new = farthest[torch.cat(picks)]
+        chosen.append(new)
+        distance = torch.minimum(distance, _squared_distances(points, squares, new).amin(1)).index_fill(0, new, -1.0)
+    return torch.cat(chosen)
+
+
+def _squared_distances(points: Tensor, squares: Tensor, index: Tensor) -> Tensor:
+    """Squared distances (n, m) of all points (n, q) to those at ``index`` (m,)."""
+    return (squares[:, None] + squares[index] - 2 * points @ points[index].T).clamp_(min=0)
+
+
+def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
+    """Return the features' mean (d,) and the directions of largest variance as rows (q, d), orthonormal.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, d)
+    n_directions : int
+        q is the smaller of this and d.
+    """
+    mean = features.mean(0)
+    centred = features - mean
+    _, vectors = torch.linalg.eigh((centred.T @ centred).double())  # ascending
+    return mean, vectors[:, -n_directions:].flip(1).T.float()
+
+
+class Coreset(nn.Module):
+    """Exemplars of the training features, and the distance to the nearest.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (d,)
+    directions : Tensor of shape (q, d)
+        Orthonormal rows.
+    exemplars : Tensor of shape (K, q)
+        In these directions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.coreset import Coreset
+    >>> features = torch.rand(500, 24, generator=torch.Generator().manual_seed(0))
+    >>> coreset = Coreset.of(features.split(100), n_exemplars=64, n_directions=16)
+    >>> coreset.distance(coreset.reduce(features)).shape
+    torch.Size([500])
+    """
+
+    mean: Tensor
+    directions: Tensor
+    exemplars: Tensor
+    _half_squares: Tensor
+
+    def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor) -> None:
+        super().__init__()
+        for name, value in {"mean": mean, "directions": directions, "exemplars": exemplars}.items():
+            self.register_buffer(name, value)
+        self.register_buffer("_half_squares", exemplars.square().sum(1) / 2, persistent=False)
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor], n_exemplars: int = N_EXEMPLARS, n_directions: int = N_DIRECTIONS) -> Self:
+        """Select exemplars among features, in batches (n, d) drawn at random; the first one sets the directions."""
+        mean, directions = torch.empty(0), torch.empty(0)
+        points: list[Tensor] = []
+        for features in batches:
+            if not points:
+                mean, directions = principal_directions(features, n_directions)
+            points.append((features - mean) @ directions.T)
+        pool = torch.cat(points)
+        return cls(mean, directions, pool[farthest_points(pool, min(n_exemplars, len(pool)))])
+
+    def reduce(self, features: Tensor) -> Tensor:
+        """Express features (..., d) in the directions: (..., q)."""
+        return (features - self.mean) @ self.directions.T
+
+    def distance(self, points: Tensor) -> Tensor:
+        """Return the distance of each point (N, q), of :meth:`reduce`, to the nearest exemplar: (N,)."""
+        nearest = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1).argmin(dim=1)
+        return torch.linalg.vector_norm(points - self.exemplars[nearest], dim=1)  # exact where the search is rounded

@@ -1,0 +1,168 @@
+"""What a trained detector runs: the levels' parts of patch features to patch scores, and those to maps (METHOD 6).
+
+Each scorer takes what :meth:`PatchAggregator.pool` gives, (B, n_l, H_l, W_l), shallow first, and returns patch scores
+(B, P), higher for more anomalous. An image's score is the largest of its patches' (Eq. 11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.centers import distance_to_center
+from skpbas.core.coreset import Coreset
+from skpbas.core.folding import LevelAffine, hidden_map
+from skpbas.core.maps import MapRenderer
+from skpbas.core.networks import Discriminator, Projector
+
+DISTANCE_WEIGHT = 3.0
+"""Of the distance against the discriminator in :class:`FusedScorer`."""
+
+
+class DiscriminatorScorer(nn.Module):
+    """s = logit of D(phi(t)): the article's score on a scale that does not end at 1.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+    discriminator : Discriminator
+        Trained; they stay as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.aggregation import PatchAggregator
+    >>> from skpbas.core.networks import Discriminator, Projector
+    >>> from skpbas.core.scorers import DiscriminatorScorer
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> aggregator = PatchAggregator([16, 32], patch_size=3, feature_dim=48)
+    >>> scorer = DiscriminatorScorer(aggregator, Projector(48, generator), Discriminator(48, 64, generator))
+    >>> scorer(aggregator.pool([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)])).shape
+    torch.Size([2, 64])
+    """
+
+    output: Tensor
+
+    def __init__(self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.hidden = LevelAffine(aggregator, *hidden_map(projector, discriminator))
+        self.slope = discriminator.activation.negative_slope
+        self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
+
+    @torch.no_grad()
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return patch scores (B, P)."""
+        return F.leaky_relu_(self.hidden(pooled), self.slope) @ self.output
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Render patch scores: D(phi(t)), upsampled and smoothed (Eq. 12), in [0, 1]."""
+        return renderer(torch.sigmoid(scores)).clamp_(0, 1)
+
+
+class DistanceScorer(nn.Module):
+    """s = ||phi(t) - c*||: the distance to the nearest centre (ABL alone; Table V and VI).
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+        Trained; it stays as it is.
+    center : Tensor of shape (P, d)
+    scale : float
+        Distance that maps show as 0.5.
+    """
+
+    center: Tensor
+
+    def __init__(self, aggregator: PatchAggregator, projector: Projector, center: Tensor, scale: float) -> None:
+        super().__init__()
+        self.projected = LevelAffine(aggregator, projector.linear.weight.detach(), projector.linear.bias.detach())
+        self.register_buffer("center", center)
+        self.scale = scale
+
+    @torch.no_grad()
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return patch scores (B, P)."""
+        u = self.projected(pooled)
+        return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Render patch scores s, upsampled and smoothed, as s / (s + scale), in [0, 1]."""
+        distances = renderer(scores)
+        return distances / (distances + self.scale)
+
+
+class FusedScorer(nn.Module):
+    """s = z(D(phi(t))) + 3 z(distance): the discriminator and the nearest exemplar of the training features.
+
+    Each is standardised, z, by its mean and deviation over the training images' patches. The discriminator knows
+    where normality ends next to what it has seen, the distance how far away something is that is like nothing
+    seen; its weight is set by ``benchmarks/ablation.py``.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+    discriminator : Discriminator
+        Trained; they stay as they are.
+    coreset : Coreset
+        Of the training features.
+    """
+
+    output: Tensor
+    mean: Tensor
+    std: Tensor
+    good_maximum: Tensor
+
+    def __init__(
+        self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator, coreset: Coreset
+    ) -> None:
+        super().__init__()
+        weight, bias = hidden_map(projector, discriminator)
+        self.n_hidden, self.slope = len(bias), discriminator.activation.negative_slope
+        # one affine map for both: hidden units, then the coreset's directions
+        directions = coreset.directions.double()
+        self.both = LevelAffine(
+            aggregator, torch.cat([weight, directions]), torch.cat([bias, -directions @ coreset.mean.double()])
+        )
+        self.coreset = coreset
+        self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
+        self.register_buffer("mean", torch.zeros(2))  # of probability and distance
+        self.register_buffer("std", torch.ones(2))
+        self.register_buffer("good_maximum", torch.ones(()))
+
+    @torch.no_grad()
+    def standardise(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Take means and deviations from the training images, in batches of pooled parts."""
+        probabilities, distances = (
+            torch.cat(values) for values in zip(*(self._probability_and_distance(b) for b in batches), strict=True)
+        )
+        others = distances > 1e-3 * distances.max()  # an exemplar is no distance away from itself
+        seen = [probabilities.flatten(), distances[others] if others.any() else distances.flatten()]
+        self.mean = torch.stack([values.mean() for values in seen])
+        self.std = torch.stack([values.std() for values in seen]).clamp_min(torch.finfo(torch.float32).eps)
+        self.good_maximum = self._fuse(probabilities, distances).amax(1).mean()
+
+    @torch.no_grad()
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return patch scores (B, P)."""
+        return self._fuse(*self._probability_and_distance(pooled))
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst patch of a good image has."""
+        s, limit = F.softplus(renderer(scores)), F.softplus(self.good_maximum)
+        return s / (s + limit)
+
+    def _probability_and_distance(self, pooled: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        values = self.both(pooled)  # (B, P, hidden + q)
+        hidden, points = values[..., : self.n_hidden], values[..., self.n_hidden :]
+        probability = torch.sigmoid(F.leaky_relu(hidden, self.slope) @ self.output)
+        return probability, self.coreset.distance(points.flatten(0, 1)).view(probability.shape)
+
+    def _fuse(self, probability: Tensor, distance: Tensor) -> Tensor:
+        return (probability - self.mean[0]) / self.std[0] + DISTANCE_WEIGHT * (distance - self.mean[1]) / self.std[1]

@@ -1,0 +1,147 @@
+"""Scorers against the same computations written out step by step."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.coreset import Coreset, farthest_points, principal_directions
+from skpbas.core.maps import MapRenderer
+from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.scorers import DISTANCE_WEIGHT, DiscriminatorScorer, DistanceScorer, FusedScorer
+
+
+def used_discriminator(feature_dim, hidden_dim, generator):
+    """Return a discriminator whose batch norm has seen data and been trained."""
+    discriminator = Discriminator(feature_dim, hidden_dim, generator)
+    norm = discriminator.norm
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(0.2, 3.0, generator=generator)
+    torch.nn.init.normal_(norm.weight, 1.0, 0.3, generator=generator)
+    torch.nn.init.normal_(norm.bias, generator=generator)
+    return discriminator.eval()
+
+
+def case(channels, grid, patch_size, feature_dim, hidden_dim, seed, n_images=2):
+    """Return networks, the levels' parts of some images, and their patch features."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(c, -(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i, c in enumerate(channels)]
+    maps = [torch.randn(n_images, *shape, generator=generator) for shape in shapes]
+    aggregator = PatchAggregator(channels, patch_size, feature_dim)
+    projector = Projector(feature_dim, generator)
+    discriminator = used_discriminator(feature_dim, hidden_dim, generator)
+    return aggregator, projector, discriminator, aggregator.pool(maps), aggregator(maps)
+
+
+CASES = {
+    "channels": st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    "grid": st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    "patch_size": st.sampled_from([1, 3, 5]),
+    "feature_dim": st.integers(1, 24),
+    "hidden_dim": st.integers(1, 16),
+    "seed": st.integers(0, 99),
+}
+
+
+@given(**CASES)
+@settings(deadline=None, max_examples=80)
+def test_logits_equal_those_of_aggregation_projector_and_discriminator(**parameters):
+    aggregator, projector, discriminator, pooled, features = case(**parameters)
+    expected = discriminator(projector(features).flatten(0, 1)).view(features.shape[:2])
+    scores = DiscriminatorScorer(aggregator, projector, discriminator)(pooled)
+    torch.testing.assert_close(scores, expected, atol=2e-4, rtol=1e-4)
+
+
+@given(**CASES)
+@settings(deadline=None, max_examples=40)
+def test_distances_are_to_the_most_similar_centre(**parameters):
+    aggregator, projector, _, pooled, features = case(**parameters)
+    center = torch.randn(7, features.shape[2], generator=torch.Generator().manual_seed(1))
+    scores = DistanceScorer(aggregator, projector, center, 1.0)(pooled)
+    u = projector(features)
+    similarity = torch.nn.functional.cosine_similarity(u[:, :, None], center, dim=3)
+    distance = torch.linalg.vector_norm(u[:, :, None] - center, dim=3)
+    best = similarity.amax(2, keepdim=True)
+    near_best = similarity > best - 1e-5  # rounding may decide between these
+    assert ((distance - scores[:, :, None]).abs().lt(1e-4) & near_best).any(2).all()
+
+
+def test_fused_scores_add_standardised_probability_and_distance():
+    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
+    coreset = Coreset.of(features.flatten(0, 1).split(200), n_exemplars=40, n_directions=10)
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
+    scorer.standardise([[part[:4] for part in pooled], [part[4:] for part in pooled]])
+    probability = torch.sigmoid(discriminator(projector(features).flatten(0, 1))).view(features.shape[:2])
+    distance = torch.cdist(coreset.reduce(features), coreset.exemplars).amin(2)
+    of_others = distance[distance > 1e-3]
+    assert len(of_others) == distance.numel() - 40
+    expected = (probability - probability.mean()) / probability.std()
+    expected = expected + DISTANCE_WEIGHT * (distance - of_others.mean()) / of_others.std()
+    torch.testing.assert_close(scorer(pooled), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
+    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
+    coreset = Coreset.of([features.flatten(0, 1)], n_exemplars=40)
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
+    scorer.standardise([pooled])
+    scores = torch.linspace(-30, 1e3, 64).view(1, 64)
+    maps = scorer.maps(scores, MapRenderer((8, 8), (8, 8), 0.0)).flatten()
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    assert (maps.diff() > 0).all()
+    limit = scorer(pooled).amax(1).mean().expand(1, 64)
+    torch.testing.assert_close(scorer.maps(limit, MapRenderer((8, 8), (8, 8), 0.0)), torch.full((1, 8, 8), 0.5))
+
+
+def test_images_of_one_colour_have_finite_fused_scores():
+    aggregator, projector, discriminator, _, _ = case((4,), (4, 4), 1, 4, 8, 0)
+    pooled = [torch.ones(3, 4, 4, 4)]
+    coreset = Coreset.of([torch.ones(48, 4)], n_exemplars=12)
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
+    scorer.standardise([pooled])
+    assert scorer(pooled).isfinite().all()
+
+
+def greedy_radius(points, k):
+    """Return the distance of the farthest point from those that a plain farthest-point selection chooses."""
+    chosen = [int((points - points.mean(0)).square().sum(1).argmax())]
+    for _ in range(k - 1):
+        chosen.append(int(torch.cdist(points, points[chosen]).amin(1).argmax()))
+    return float(torch.cdist(points, points[chosen]).amin(1).max())
+
+
+@given(n=st.integers(1, 300), q=st.integers(1, 6), share=st.floats(0.01, 1), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_chosen_points_are_different_and_lie_as_near_to_all_as_a_plain_selection_has_them(n, q, share, seed):
+    points = torch.randn(n, q, generator=torch.Generator().manual_seed(seed))
+    k = max(1, int(share * n))
+    chosen = farthest_points(points, k)
+    assert len(set(chosen.tolist())) == k
+    radius = float(torch.cdist(points, points[chosen]).amin(1).max())
+    assert radius <= 1.001 * greedy_radius(points, k) + 1e-3
+
+
+def test_a_rare_cluster_gets_an_exemplar():
+    points = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
+    points[4321] += 30
+    assert 4321 in farthest_points(points, 64).tolist()
+
+
+def test_directions_are_those_of_largest_variance():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 6, generator=generator) * torch.tensor([5.0, 4.0, 3.0, 0.2, 0.1, 0.05]) + 7
+    mean, directions = principal_directions(features, 3)
+    torch.testing.assert_close(mean, features.mean(0))
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3), atol=1e-5, rtol=0)
+    assert (directions[:, 3:].abs() < 0.05).all()
+    assert principal_directions(features, 128)[1].shape == (6, 6)
+
+
+@pytest.mark.parametrize("n_directions", [4, 12])
+def test_the_distance_is_that_of_the_nearest_exemplar(n_directions):
+    features = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
+    coreset = Coreset.of([features], n_exemplars=50, n_directions=n_directions)
+    points = coreset.reduce(torch.randn(40, 12, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(coreset.distance(points), torch.cdist(points, coreset.exemplars).amin(1))
