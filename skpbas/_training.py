@@ -94,9 +94,9 @@ class TrainingFeatures(Dataset[Tensor]):
         """Yield the patch features t, (B, P, d), of shuffled batches of images."""
         return (self._of(rows) for rows in self._shuffled(batch_size))
 
-    def parts_in_order(self, batch_size: int) -> Iterator[list[Tensor]]:
-        """Yield the levels' parts (B, n_l, H_l, W_l) of batches of images in the order of ``rows``."""
-        return (self._parts(rows) for rows in self.rows.split(batch_size))
+    def parts_in_order(self, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield the levels' parts (B, n_l, H_l, W_l) and numbers (B,) of images, in the order of ``rows``."""
+        return ((self._parts(rows), rows.to(self.device)) for rows in self.rows.split(batch_size))
 
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
         """Yield patch features t, (N, d): all or ``n_patches``, drawn at random, of shuffled batches of images."""
@@ -107,11 +107,11 @@ class TrainingFeatures(Dataset[Tensor]):
                 drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
                 yield self._gather(rows, drawn)
 
-    def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[Tensor]:
-        """Yield batches of patch features t, (N, d), in all ``n_patches`` or all there are, drawn from all images."""
-        n_all = len(self) * self.n_positions
-        drawn = torch.randperm(n_all, generator=self.generator)[:n_patches]
-        return (self._gather(self.rows, part) for part in drawn.split(batch_size))
+    def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield patch features t, (N, d), and their images' numbers (N,): drawn from all images, in batches."""
+        drawn = torch.randperm(len(self) * self.n_positions, generator=self.generator)[:n_patches]
+        for part in drawn.split(batch_size):
+            yield self._gather(self.rows, part), self.rows[part // self.n_positions]
 
     def halves(self) -> list[TrainingFeatures]:
         """Split the images into two halves at random."""
@@ -291,10 +291,14 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
     return scorer.to(features.device)
 
 
-def score_stored(features: TrainingFeatures, scorer: Scorer) -> NDArray[np.float64]:
-    """Return the images' ``score_samples``, computed from their stored features."""
+def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool) -> NDArray[np.float64]:
+    """Return the images' ``score_samples`` from their stored features.
+
+    ``as_new``: of training images, as if the exemplars among their own patches were not there.
+    """
     batches = features.parts_in_order(inference_batch(features.device))
-    return -torch.cat([scorer(parts).amax(1).cpu().double() for parts in batches]).numpy()
+    worst = [scorer(parts, numbers if as_new else None).amax(1).cpu().double() for parts, numbers in batches]
+    return -torch.cat(worst).numpy()
 
 
 def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list[NDArray[np.float64]]:
@@ -309,7 +313,7 @@ def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
     head = train_head(halves[0], settings, description="threshold")
     scorer = new_scorer(halves[0], head, settings)
-    return [score_stored(half, scorer) for half in halves]
+    return [score_stored(half, scorer, as_new=True) for half in halves]
 
 
 def _draw_seed(generator: torch.Generator) -> int:

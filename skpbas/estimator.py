@@ -296,7 +296,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._training_settings()
         head = train_head(features, settings)
         scorer = new_scorer(features, head, settings)
-        scores = score_stored(features, scorer)
+        scores = score_stored(features, scorer, as_new=self.contamination == "auto")
         if self.contamination == "auto":
             offset = auto_offset(scores, *score_halves(features, settings))
         else:

@@ -67,40 +67,49 @@ def test_distances_are_to_the_most_similar_centre(**parameters):
     assert ((distance - scores[:, :, None]).abs().lt(1e-4) & near_best).any(2).all()
 
 
+def coreset_of(features, **sizes):
+    """Return a coreset of the features (B, P, d) of some images."""
+    numbers = torch.arange(len(features)).repeat_interleave(features.shape[1])
+    return Coreset.of([(features.flatten(0, 1), numbers)], **sizes)
+
+
 def test_fused_scores_add_standardised_probability_and_distance():
     aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
-    coreset = Coreset.of(features.flatten(0, 1).split(200), n_exemplars=40, n_directions=10)
+    coreset = coreset_of(features, n_exemplars=40, n_directions=10)
     scorer = FusedScorer(aggregator, projector, discriminator, coreset)
-    scorer.standardise([[part[:4] for part in pooled], [part[4:] for part in pooled]])
+    numbers = torch.arange(6)
+    scorer.standardise([([part[rows] for part in pooled], rows) for rows in numbers.split(4)])
+
     probability = torch.sigmoid(discriminator(projector(features).flatten(0, 1))).view(features.shape[:2])
-    distance = torch.cdist(coreset.reduce(features), coreset.exemplars).amin(2)
-    of_others = distance[distance > 1e-3]
-    assert len(of_others) == distance.numel() - 40
-    expected = (probability - probability.mean()) / probability.std()
-    expected = expected + DISTANCE_WEIGHT * (distance - of_others.mean()) / of_others.std()
-    torch.testing.assert_close(scorer(pooled), expected, atol=2e-3, rtol=1e-3)
+    distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 64, 40)
+    to_others = distance.masked_fill(coreset.owners == numbers[:, None, None], torch.inf).amin(2)
+
+    def fused(distances):
+        z = (probability - probability.mean()) / probability.std()
+        return z + DISTANCE_WEIGHT * (distances - to_others.mean()) / to_others.std()
+
+    torch.testing.assert_close(scorer(pooled), fused(distance.amin(2)), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(scorer(pooled, numbers), fused(to_others), atol=2e-3, rtol=1e-3)
 
 
 def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
     aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
-    coreset = Coreset.of([features.flatten(0, 1)], n_exemplars=40)
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
-    scorer.standardise([pooled])
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=40))
+    scorer.standardise([(pooled, torch.arange(6))])
     scores = torch.linspace(-30, 1e3, 64).view(1, 64)
     maps = scorer.maps(scores, MapRenderer((8, 8), (8, 8), 0.0)).flatten()
     assert maps.min() >= 0
     assert maps.max() <= 1
     assert (maps.diff() > 0).all()
-    limit = scorer(pooled).amax(1).mean().expand(1, 64)
+    limit = scorer(pooled, torch.arange(6)).amax(1).mean().expand(1, 64)
     torch.testing.assert_close(scorer.maps(limit, MapRenderer((8, 8), (8, 8), 0.0)), torch.full((1, 8, 8), 0.5))
 
 
 def test_images_of_one_colour_have_finite_fused_scores():
     aggregator, projector, discriminator, _, _ = case((4,), (4, 4), 1, 4, 8, 0)
     pooled = [torch.ones(3, 4, 4, 4)]
-    coreset = Coreset.of([torch.ones(48, 4)], n_exemplars=12)
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
-    scorer.standardise([pooled])
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(torch.ones(3, 16, 4), n_exemplars=12))
+    scorer.standardise([(pooled, torch.arange(3))])
     assert scorer(pooled).isfinite().all()
 
 
@@ -142,6 +151,6 @@ def test_directions_are_those_of_largest_variance():
 @pytest.mark.parametrize("n_directions", [4, 12])
 def test_the_distance_is_that_of_the_nearest_exemplar(n_directions):
     features = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
-    coreset = Coreset.of([features], n_exemplars=50, n_directions=n_directions)
+    coreset = coreset_of(features[None], n_exemplars=50, n_directions=n_directions)
     points = coreset.reduce(torch.randn(40, 12, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(coreset.distance(points), torch.cdist(points, coreset.exemplars).amin(1))

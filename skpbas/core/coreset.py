@@ -93,13 +93,15 @@ class Coreset(nn.Module):
         Orthonormal rows.
     exemplars : Tensor of shape (K, q)
         In these directions.
+    owners : Tensor of shape (K,), int64
+        Number of the training image that each exemplar is a patch of.
 
     Examples
     --------
     >>> import torch
     >>> from skpbas.core.coreset import Coreset
     >>> features = torch.rand(500, 24, generator=torch.Generator().manual_seed(0))
-    >>> coreset = Coreset.of(features.split(100), n_exemplars=64, n_directions=16)
+    >>> coreset = Coreset.of([(features, torch.arange(500) % 5)], n_exemplars=64, n_directions=16)
     >>> coreset.distance(coreset.reduce(features)).shape
     torch.Size([500])
     """
@@ -107,31 +109,65 @@ class Coreset(nn.Module):
     mean: Tensor
     directions: Tensor
     exemplars: Tensor
+    owners: Tensor
     _half_squares: Tensor
 
-    def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor) -> None:
+    def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor, owners: Tensor) -> None:
         super().__init__()
-        for name, value in {"mean": mean, "directions": directions, "exemplars": exemplars}.items():
+        parts = {"mean": mean, "directions": directions, "exemplars": exemplars, "owners": owners}
+        for name, value in parts.items():
             self.register_buffer(name, value)
         self.register_buffer("_half_squares", exemplars.square().sum(1) / 2, persistent=False)
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor], n_exemplars: int = N_EXEMPLARS, n_directions: int = N_DIRECTIONS) -> Self:
-        """Select exemplars among features, in batches (n, d) drawn at random; the first one sets the directions."""
+    def of(
+        cls,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        n_exemplars: int = N_EXEMPLARS,
+        n_directions: int = N_DIRECTIONS,
+    ) -> Self:
+        """Select exemplars among training features.
+
+        Parameters
+        ----------
+        batches : iterable of (Tensor of shape (n, d), Tensor of shape (n,))
+            Features drawn at random, and the numbers of their images. The first batch sets the directions.
+        n_exemplars, n_directions : int
+            At most.
+        """
         mean, directions = torch.empty(0), torch.empty(0)
         points: list[Tensor] = []
-        for features in batches:
+        owners: list[Tensor] = []
+        for features, images in batches:
             if not points:
                 mean, directions = principal_directions(features, n_directions)
             points.append((features - mean) @ directions.T)
+            owners.append(images)
         pool = torch.cat(points)
-        return cls(mean, directions, pool[farthest_points(pool, min(n_exemplars, len(pool)))])
+        chosen = farthest_points(pool, min(n_exemplars, len(pool)))
+        return cls(mean, directions, pool[chosen], torch.cat(owners).to(pool.device)[chosen])
 
     def reduce(self, features: Tensor) -> Tensor:
         """Express features (..., d) in the directions: (..., q)."""
         return (features - self.mean) @ self.directions.T
 
-    def distance(self, points: Tensor) -> Tensor:
-        """Return the distance of each point (N, q), of :meth:`reduce`, to the nearest exemplar: (N,)."""
-        nearest = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1).argmin(dim=1)
+    def distance(self, points: Tensor, images: Tensor | None = None) -> Tensor:
+        """Return the distance of each point to the nearest exemplar.
+
+        Parameters
+        ----------
+        points : Tensor of shape (N, q)
+            From :meth:`reduce`.
+        images : Tensor of shape (N,), int64, or None
+            Numbers of the training images that the points come from: exemplars out of a point's own image do not
+            count, so that it is as far away as if its image were new. None: new images.
+
+        Returns
+        -------
+        Tensor of shape (N,)
+        """
+        far = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)
+        if images is not None:
+            far.masked_fill_(self.owners == images[:, None], torch.inf)
+        nearest = far.argmin(dim=1)
         return torch.linalg.vector_norm(points - self.exemplars[nearest], dim=1)  # exact where the search is rounded

@@ -55,8 +55,8 @@ class DiscriminatorScorer(nn.Module):
         self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
 
     @torch.no_grad()
-    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return patch scores (B, P)."""
+    def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P), which depend on no training image by number."""
         return F.leaky_relu_(self.hidden(pooled), self.slope) @ self.output
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
@@ -86,8 +86,8 @@ class DistanceScorer(nn.Module):
         self.scale = scale
 
     @torch.no_grad()
-    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return patch scores (B, P)."""
+    def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P), which depend on no training image by number."""
         u = self.projected(pooled)
         return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
 
@@ -100,7 +100,8 @@ class DistanceScorer(nn.Module):
 class FusedScorer(nn.Module):
     """s = z(D(phi(t))) + 3 z(distance): the discriminator and the nearest exemplar of the training features.
 
-    Each is standardised, z, by its mean and deviation over the training images' patches. The discriminator knows
+    Each is standardised, z, by its mean and deviation over the training images' patches, whose distances leave out
+    the exemplars of their own image: a training image is as far away as a new one. The discriminator knows
     where normality ends next to what it has seen, the distance how far away something is that is like nothing
     seen; its weight is set by ``benchmarks/ablation.py``.
 
@@ -137,32 +138,36 @@ class FusedScorer(nn.Module):
         self.register_buffer("good_maximum", torch.ones(()))
 
     @torch.no_grad()
-    def standardise(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Take means and deviations from the training images, in batches of pooled parts."""
-        probabilities, distances = (
-            torch.cat(values) for values in zip(*(self._probability_and_distance(b) for b in batches), strict=True)
-        )
-        others = distances > 1e-3 * distances.max()  # an exemplar is no distance away from itself
-        seen = [probabilities.flatten(), distances[others] if others.any() else distances.flatten()]
-        self.mean = torch.stack([values.mean() for values in seen])
-        self.std = torch.stack([values.std() for values in seen]).clamp_min(torch.finfo(torch.float32).eps)
+    def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+        """Take means and deviations from the training images.
+
+        Parameters
+        ----------
+        batches : iterable of (sequence of Tensor, Tensor of shape (B,))
+            Pooled parts and the images' numbers, as the coreset knows them.
+        """
+        of_batches = [self._probability_and_distance(pooled, images) for pooled, images in batches]
+        probabilities, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
+        self.mean = torch.stack([probabilities.mean(), distances.mean()])
+        self.std = torch.stack([probabilities.std(), distances.std()]).clamp_min(torch.finfo(torch.float32).eps)
         self.good_maximum = self._fuse(probabilities, distances).amax(1).mean()
 
     @torch.no_grad()
-    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return patch scores (B, P)."""
-        return self._fuse(*self._probability_and_distance(pooled))
+    def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P); ``images``: numbers (B,) of training images, scored as if they were new."""
+        return self._fuse(*self._probability_and_distance(pooled, images))
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst patch of a good image has."""
         s, limit = F.softplus(renderer(scores)), F.softplus(self.good_maximum)
         return s / (s + limit)
 
-    def _probability_and_distance(self, pooled: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
         values = self.both(pooled)  # (B, P, hidden + q)
-        hidden, points = values[..., : self.n_hidden], values[..., self.n_hidden :]
+        hidden, points = values[..., : self.n_hidden], values[..., self.n_hidden :].flatten(0, 1)
         probability = torch.sigmoid(F.leaky_relu(hidden, self.slope) @ self.output)
-        return probability, self.coreset.distance(points.flatten(0, 1)).view(probability.shape)
+        owners = None if images is None else images.repeat_interleave(probability.shape[1])
+        return probability, self.coreset.distance(points, owners).view(probability.shape)
 
     def _fuse(self, probability: Tensor, distance: Tensor) -> Tensor:
         return (probability - self.mean[0]) / self.std[0] + DISTANCE_WEIGHT * (distance - self.mean[1]) / self.std[1]
