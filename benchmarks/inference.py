@@ -17,10 +17,12 @@ from measure import PeakMemory, in_child, in_turn, report
 from plain import PlainMethod, normalise
 from torch import Tensor, nn
 
+from skpbas._devices import discriminator_arithmetic
 from skpbas.core.backbones import FeatureExtractor, build_backbone
+from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer
+from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 
 LAYERS = ("layer2", "layer3")
 
@@ -33,12 +35,19 @@ def new_backbone(name: str) -> nn.Module:
 class Whole:
     """What the detector runs, from decoded images to scores and maps."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, score: str) -> None:
         generator = torch.Generator().manual_seed(0)
         self.extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
         d = self.extractor.feature_dim
         networks = Projector(d, generator), Discriminator(d, 1024, generator).eval()
-        self.scorer = DiscriminatorScorer(self.extractor.aggregator, *networks)
+        if score == "discriminator":
+            self.scorer: Any = DiscriminatorScorer(self.extractor.aggregator, *networks)
+        else:
+            exemplars = torch.randn(N_EXEMPLARS, N_DIRECTIONS, generator=generator)
+            directions = torch.linalg.qr(torch.randn(d, N_DIRECTIONS, generator=generator))[0].T
+            coreset = Coreset(torch.zeros(d), directions, exemplars, torch.zeros(N_EXEMPLARS, dtype=torch.long))
+            self.scorer = FusedScorer(self.extractor.aggregator, *networks, coreset)
+        self.scorer.autocast = discriminator_arithmetic("auto", torch.device("cpu"))
         self.renderer = MapRenderer(self.extractor.grid_shape, (size, size), 4.0)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +56,10 @@ class Whole:
         return scores.amax(1), self.scorer.maps(scores, self.renderer)
 
 
-def scratch_bytes(kind: str, name: str, size: int, batch: int) -> int:
+def scratch_bytes(kind: str, name: str, size: int, batch: int, score: str) -> int:
     """Return the memory that a first prediction takes beyond the networks."""
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-    predict: Any = Whole(name, size) if kind == "whole" else plain_method(name, size).predict
+    predict: Any = Whole(name, size, score) if kind == "whole" else plain_method(name, size).predict
     with PeakMemory() as peak:
         predict(images)
     return peak.bytes
@@ -63,11 +72,11 @@ def plain_method(name: str, size: int) -> PlainMethod:
     return PlainMethod(new_backbone(name), extractor.feature_dim, height * width)
 
 
-def compare(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
+def compare(name: str, size: int, batch: int, rounds: int, score: str) -> dict[str, Any]:
     """Return one row of the table."""
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
     normalised = normalise(images)
-    bare, whole, plain = new_backbone(name), Whole(name, size), plain_method(name, size)
+    bare, whole, plain = new_backbone(name), Whole(name, size, score), plain_method(name, size)
     with torch.no_grad():
         seconds = in_turn(
             {
@@ -78,9 +87,10 @@ def compare(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
             },
             rounds,
         )
-    scratch = {kind: in_child(scratch_bytes, kind, name, size, batch) / 2**20 for kind in ("whole", "plain")}
+    scratch = {kind: in_child(scratch_bytes, kind, name, size, batch, score) / 2**20 for kind in ("whole", "plain")}
     return {
         "backbone": name,
+        "score": score,
         "batch": batch,
         "images/s": f"{batch / seconds['whole']:.1f}",
         "bare backbone, images/s": f"{batch / seconds['bare']:.1f}",
@@ -99,11 +109,15 @@ def main() -> None:
     parser.add_argument("--backbone", nargs="+", default=["embedded", "resnet18", "wide_resnet50_2"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--score", nargs="+", default=["fused", "discriminator"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     rows = [
-        compare(name, options.image_size, batch, options.rounds) for name in options.backbone for batch in options.batch
+        compare(name, options.image_size, batch, options.rounds, score)
+        for name in options.backbone
+        for batch in options.batch
+        for score in options.score
     ]
     report("inference", rows, options.output)
 

@@ -41,3 +41,10 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def discriminator_arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return what the discriminator computes in, None for float32: bfloat16 if asked for, or if it is faster there."""
+    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+        return torch.bfloat16
+    return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
-from skpbas._devices import has_fast_bfloat16, inference_batch
+from skpbas._devices import discriminator_arithmetic, inference_batch
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
 from skpbas._threshold import SMALLEST_SPLIT
@@ -271,7 +271,7 @@ def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBA
         alpha=settings.alpha,
         noise_std=settings.noise_std,
         generator=noise,
-        autocast=_discriminator_arithmetic(settings.precision, device),
+        autocast=discriminator_arithmetic(settings.precision, device),
     )
 
 
@@ -287,7 +287,9 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
         n_exemplars = min(N_EXEMPLARS, len(features) * features.n_positions // 4)
         coreset = Coreset.of(features.sample(CORESET_POOL), n_exemplars)
         scorer = FusedScorer(aggregator, head.projector, head.discriminator, coreset).to(features.device)
+        scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
         scorer.standardise(features.parts_in_order(inference_batch(features.device)))
+    scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
     return scorer.to(features.device)
 
 
@@ -318,12 +320,6 @@ def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list
 
 def _draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
-
-
-def _discriminator_arithmetic(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
-        return torch.bfloat16
-    return None
 
 
 def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:

@@ -63,7 +63,7 @@ def test_scores_still_rank_where_probabilities_round_to_one(good_images, spoiled
 
 def test_fused_scores_still_rank_where_probabilities_round_to_one(fitted, spoiled):
     detector = copy.deepcopy(fitted)
-    detector._scorer.output.mul_(1e4)
+    detector._scorer.discriminator.output.mul_(1e4)
     assert len(np.unique(detector.score_samples(spoiled))) == len(spoiled)
 
 

@@ -166,8 +166,9 @@ class Coreset(nn.Module):
         -------
         Tensor of shape (N,)
         """
-        far = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)
+        beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
+        nearest = beyond.amin(dim=1)
         if images is not None:
-            far.masked_fill_(self.owners == images[:, None], torch.inf)
-        nearest = far.argmin(dim=1)
-        return torch.linalg.vector_norm(points - self.exemplars[nearest], dim=1)  # exact where the search is rounded
+            others = beyond.masked_fill_(self.owners == images[:, None], torch.inf).amin(dim=1)
+            nearest = torch.where(others.isinf(), nearest, others)  # one image may own them all
+        return (points.square().sum(1) + 2 * nearest).clamp_(min=0).sqrt()

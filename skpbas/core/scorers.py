@@ -1,7 +1,8 @@
 """What a trained detector runs: the levels' parts of patch features to patch scores, and those to maps (METHOD 6).
 
 Each scorer takes what :meth:`PatchAggregator.pool` gives, (B, n_l, H_l, W_l), shallow first, and returns patch scores
-(B, P), higher for more anomalous. An image's score is the largest of its patches' (Eq. 11).
+(B, P), higher for more anomalous. An image's score is the largest of its patches' (Eq. 11). The attribute
+``autocast`` is the arithmetic of the discriminator's first layer, None for float32.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ class DiscriminatorScorer(nn.Module):
         self.hidden = LevelAffine(aggregator, *hidden_map(projector, discriminator))
         self.slope = discriminator.activation.negative_slope
         self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
+        self.autocast: torch.dtype | None = None
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
         """Return patch scores (B, P), which depend on no training image by number."""
-        return F.leaky_relu_(self.hidden(pooled), self.slope) @ self.output
+        with torch.autocast(self.output.device.type, self.autocast, enabled=self.autocast is not None):
+            hidden = self.hidden(pooled)
+        return F.leaky_relu_(hidden.float(), self.slope) @ self.output
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores: D(phi(t)), upsampled and smoothed (Eq. 12), in [0, 1]."""
@@ -84,6 +88,7 @@ class DistanceScorer(nn.Module):
         self.projected = LevelAffine(aggregator, projector.linear.weight.detach(), projector.linear.bias.detach())
         self.register_buffer("center", center)
         self.scale = scale
+        self.autocast: torch.dtype | None = None
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
@@ -115,7 +120,6 @@ class FusedScorer(nn.Module):
         Of the training features.
     """
 
-    output: Tensor
     mean: Tensor
     std: Tensor
     good_maximum: Tensor
@@ -124,15 +128,10 @@ class FusedScorer(nn.Module):
         self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator, coreset: Coreset
     ) -> None:
         super().__init__()
-        weight, bias = hidden_map(projector, discriminator)
-        self.n_hidden, self.slope = len(bias), discriminator.activation.negative_slope
-        # one affine map for both: hidden units, then the coreset's directions
+        self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
         directions = coreset.directions.double()
-        self.both = LevelAffine(
-            aggregator, torch.cat([weight, directions]), torch.cat([bias, -directions @ coreset.mean.double()])
-        )
+        self.reduced = LevelAffine(aggregator, directions, -directions @ coreset.mean.double())
         self.coreset = coreset
-        self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
         self.register_buffer("mean", torch.zeros(2))  # of probability and distance
         self.register_buffer("std", torch.ones(2))
         self.register_buffer("good_maximum", torch.ones(()))
@@ -163,11 +162,19 @@ class FusedScorer(nn.Module):
         return s / (s + limit)
 
     def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
-        values = self.both(pooled)  # (B, P, hidden + q)
-        hidden, points = values[..., : self.n_hidden], values[..., self.n_hidden :].flatten(0, 1)
-        probability = torch.sigmoid(F.leaky_relu(hidden, self.slope) @ self.output)
+        probability = torch.sigmoid(self.discriminator(pooled))
+        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
         owners = None if images is None else images.repeat_interleave(probability.shape[1])
         return probability, self.coreset.distance(points, owners).view(probability.shape)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Arithmetic of the discriminator; None: float32."""
+        return self.discriminator.autocast
+
+    @autocast.setter
+    def autocast(self, dtype: torch.dtype | None) -> None:
+        self.discriminator.autocast = dtype
 
     def _fuse(self, probability: Tensor, distance: Tensor) -> Tensor:
         return (probability - self.mean[0]) / self.std[0] + DISTANCE_WEIGHT * (distance - self.mean[1]) / self.std[1]
