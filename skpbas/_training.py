@@ -293,7 +293,7 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
     return scorer.to(features.device)
 
 
-def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool) -> NDArray[np.float64]:
+def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool = False) -> NDArray[np.float64]:
     """Return the images' ``score_samples`` from their stored features.
 
     ``as_new``: of training images, as if the exemplars among their own patches were not there.
@@ -303,19 +303,21 @@ def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool) ->
     return -torch.cat(worst).numpy()
 
 
-def score_halves(features: TrainingFeatures, settings: TrainingSettings) -> list[NDArray[np.float64]]:
+def score_halves(
+    features: TrainingFeatures, settings: TrainingSettings
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Train a second head on one half of the images, and return its scores of that half and of the other.
 
-    It makes as many epochs as one on all images would, so half the steps. Empty where there are too few images.
+    It makes as many epochs as one on all images would, so half the steps. None where there are too few images.
     """
     if len(features) < SMALLEST_SPLIT:
-        return []
+        return None
     halves = features.halves()
     quiet = settings.verbose if settings.verbose == 1 else 0  # the lines an epoch are for the detector itself
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
     head = train_head(halves[0], settings, description="threshold")
     scorer = new_scorer(halves[0], head, settings)
-    return [score_stored(half, scorer, as_new=True) for half in halves]
+    return score_stored(halves[0], scorer), score_stored(halves[1], scorer)
 
 
 def _draw_seed(generator: torch.Generator) -> int:

@@ -35,6 +35,7 @@ from skpbas._training import (
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.scorers import FusedScorer
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
@@ -95,14 +96,15 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
     score : {"fused", "discriminator", "distance"}, default="fused"
         What a patch's score is. "discriminator": D's alone, as in the article; "distance": how far its feature is from
-        the nearest centre; "fused": D(phi(t)) and the distance to the nearest of 4,096 exemplars of the training
-        features, each standardised by its mean and deviation on the training images. Without synthesis: "distance".
+        the nearest centre; "fused": the distance to the nearest of 4,096 exemplars of the training features, in units
+        of its mean over the training images, times 1 + D(phi(t)). Without synthesis: "distance".
     smoothing_sigma : float, default=4.0
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate that trains a
-        second time, on one half of the images, to see how the other half scores (half as much time again); a
-        float: that share of the training images is flagged.
+        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the training
+        images' scores against each other's exemplars; without "fused" by one that trains a second time, on one half of
+        the images, to see how the other half scores (half as much time again). A float: that share of the training
+        images is flagged.
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -296,11 +298,12 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._training_settings()
         head = train_head(features, settings)
         scorer = new_scorer(features, head, settings)
-        scores = score_stored(features, scorer, as_new=self.contamination == "auto")
-        if self.contamination == "auto":
-            offset = auto_offset(scores, *score_halves(features, settings))
+        if self.contamination != "auto":
+            offset = float(np.quantile(score_stored(features, scorer), float(self.contamination)))
+        elif isinstance(scorer, FusedScorer):
+            offset = auto_offset(score_stored(features, scorer, as_new=True), shift=0.0)
         else:
-            offset = float(np.quantile(scores, float(self.contamination)))
+            offset = auto_offset(score_stored(features, scorer), score_halves(features, settings))
 
         self.feature_extractor_ = extractor
         self.center_, self.projector_, self.discriminator_ = head.center, head.projector, head.discriminator

@@ -9,7 +9,7 @@ from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.coreset import Coreset, farthest_points, principal_directions
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DISTANCE_WEIGHT, DiscriminatorScorer, DistanceScorer, FusedScorer
+from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
 
 
 def used_discriminator(feature_dim, hidden_dim, generator):
@@ -73,7 +73,7 @@ def coreset_of(features, **sizes):
     return Coreset.of([(features.flatten(0, 1), numbers)], **sizes)
 
 
-def test_fused_scores_add_standardised_probability_and_distance():
+def test_fused_scores_are_distances_that_the_discriminator_up_to_doubles():
     aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
     coreset = coreset_of(features, n_exemplars=40, n_directions=10)
     scorer = FusedScorer(aggregator, projector, discriminator, coreset)
@@ -85,8 +85,7 @@ def test_fused_scores_add_standardised_probability_and_distance():
     to_others = distance.masked_fill(coreset.owners == numbers[:, None, None], torch.inf).amin(2)
 
     def fused(distances):
-        z = (probability - probability.mean()) / probability.std()
-        return z + DISTANCE_WEIGHT * (distances - to_others.mean()) / to_others.std()
+        return (1 + probability) * distances / to_others.mean()
 
     torch.testing.assert_close(scorer(pooled), fused(distance.amin(2)), atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(scorer(pooled, numbers), fused(to_others), atol=2e-3, rtol=1e-3)
@@ -96,7 +95,7 @@ def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
     aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
     scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=40))
     scorer.standardise([(pooled, torch.arange(6))])
-    scores = torch.linspace(-30, 1e3, 64).view(1, 64)
+    scores = torch.linspace(0, 1e3, 64).view(1, 64)
     maps = scorer.maps(scores, MapRenderer((8, 8), (8, 8), 0.0)).flatten()
     assert maps.min() >= 0
     assert maps.max() <= 1
@@ -111,6 +110,7 @@ def test_images_of_one_colour_have_finite_fused_scores():
     scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(torch.ones(3, 16, 4), n_exemplars=12))
     scorer.standardise([(pooled, torch.arange(3))])
     assert scorer(pooled).isfinite().all()
+    assert scorer.maps(scorer(pooled), MapRenderer((4, 4), (8, 8), 1.0)).isfinite().all()
 
 
 def greedy_radius(points, k):

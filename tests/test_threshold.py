@@ -18,7 +18,7 @@ def false_alarms(n_train, gap, spread, n_sets=300, seed=0):
     for _ in range(n_sets):
         scores = -gumbel(rng, n_train)
         seen, unseen = -gumbel(rng, n_train // 2), -gumbel(rng, n_train // 2, gap, spread)
-        rates.append((-gumbel(rng, 500, gap, spread) < auto_offset(scores, seen, unseen)).mean())
+        rates.append((-gumbel(rng, 500, gap, spread) < auto_offset(scores, (seen, unseen))).mean())
     return np.mean(rates)
 
 
@@ -35,18 +35,26 @@ def test_few_training_images_do_not_bring_many_false_alarms(n_train):
 
 def test_shifted_and_stretched_scores_shift_and_stretch_the_threshold():
     a, b, c = (-np.random.default_rng(i).gumbel(size=60) for i in range(3))
-    moved = auto_offset(3 * a - 7, 3 * b - 7, 3 * c - 7)
-    assert moved == pytest.approx(3 * auto_offset(a, b, c) - 7)
+    moved = auto_offset(3 * a - 7, (3 * b - 7, 3 * c - 7))
+    assert moved == pytest.approx(3 * auto_offset(a, (b, c)) - 7)
 
 
 def test_equal_scores_flag_no_training_image():
     same = np.full(10, -2.0)
-    assert auto_offset(same, same[:5], same[5:]) == -2.0
+    assert auto_offset(same, (same[:5], same[5:])) == -2.0
     assert auto_offset(same[:3]) == -2.0
 
 
-def test_unseen_good_images_pass_and_spoiled_ones_do_not():
-    detector = small_detector().set_params(backbone="embedded").fit(textured_images(24))
+@pytest.mark.parametrize("n_train", [20, 100, 400])
+def test_scores_as_of_new_images_need_no_second_head(n_train):
+    rng = np.random.default_rng(0)
+    rates = [(-gumbel(rng, 500) < auto_offset(-gumbel(rng, n_train), shift=0.0)).mean() for _ in range(300)]
+    assert 0.004 < np.mean(rates) < 0.03
+
+
+@pytest.mark.parametrize("score", ["fused", "discriminator"])
+def test_unseen_good_images_pass_and_spoiled_ones_do_not(score):
+    detector = small_detector(score=score).set_params(backbone="embedded").fit(textured_images(24))
     unseen = textured_images(40, seed=1)
     spoiled = unseen.copy()
     spoiled[:, 16:48, 16:48] = [255, 0, 0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 N_EXEMPLARS = 4096
 N_DIRECTIONS = 128
 _CANDIDATES = 1024  # points kept up to date between two passes over all
+_AT_ONCE = 1024  # points whose distances to all exemplars are in memory together
 
 
 def farthest_points(points: Tensor, k: int) -> Tensor:
@@ -166,6 +167,12 @@ class Coreset(nn.Module):
         -------
         Tensor of shape (N,)
         """
+        parts = zip(
+            points.split(_AT_ONCE), [None] * len(points) if images is None else images.split(_AT_ONCE), strict=False
+        )
+        return torch.cat([self._distance(part, of_images) for part, of_images in parts])
+
+    def _distance(self, points: Tensor, images: Tensor | None) -> Tensor:
         beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
         nearest = beyond.amin(dim=1)
         if images is not None:

@@ -20,9 +20,6 @@ from skpbas.core.folding import LevelAffine, hidden_map
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
 
-DISTANCE_WEIGHT = 3.0
-"""Of the distance against the discriminator in :class:`FusedScorer`."""
-
 
 class DiscriminatorScorer(nn.Module):
     """s = logit of D(phi(t)): the article's score on a scale that does not end at 1.
@@ -103,12 +100,11 @@ class DistanceScorer(nn.Module):
 
 
 class FusedScorer(nn.Module):
-    """s = z(D(phi(t))) + 3 z(distance): the discriminator and the nearest exemplar of the training features.
+    """s = (1 + D(phi(t))) * distance: the nearest exemplar of the training features, and the discriminator's word.
 
-    Each is standardised, z, by its mean and deviation over the training images' patches, whose distances leave out
-    the exemplars of their own image: a training image is as far away as a new one. The discriminator knows
-    where normality ends next to what it has seen, the distance how far away something is that is like nothing
-    seen; its weight is set by ``benchmarks/ablation.py``.
+    The distance says how far away something is that is like nothing seen, the discriminator where normality ends next
+    to what it has seen. The distance is in units of its mean over the training images' patches, which leave out the
+    exemplars of their own image: a training image is as far away as a new one.
 
     Parameters
     ----------
@@ -120,8 +116,7 @@ class FusedScorer(nn.Module):
         Of the training features.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean_distance: Tensor
     good_maximum: Tensor
 
     def __init__(
@@ -132,13 +127,12 @@ class FusedScorer(nn.Module):
         directions = coreset.directions.double()
         self.reduced = LevelAffine(aggregator, directions, -directions @ coreset.mean.double())
         self.coreset = coreset
-        self.register_buffer("mean", torch.zeros(2))  # of probability and distance
-        self.register_buffer("std", torch.ones(2))
+        self.register_buffer("mean_distance", torch.ones(()))
         self.register_buffer("good_maximum", torch.ones(()))
 
     @torch.no_grad()
     def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
-        """Take means and deviations from the training images.
+        """Take the scale of distances, and of whole scores, from the training images.
 
         Parameters
         ----------
@@ -147,9 +141,9 @@ class FusedScorer(nn.Module):
         """
         of_batches = [self._probability_and_distance(pooled, images) for pooled, images in batches]
         probabilities, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
-        self.mean = torch.stack([probabilities.mean(), distances.mean()])
-        self.std = torch.stack([probabilities.std(), distances.std()]).clamp_min(torch.finfo(torch.float32).eps)
-        self.good_maximum = self._fuse(probabilities, distances).amax(1).mean()
+        self.mean_distance = distances.mean().clamp_min(torch.finfo(torch.float32).eps)
+        worst = self._fuse(probabilities, distances).amax(1)
+        self.good_maximum = worst.mean().clamp_min(torch.finfo(torch.float32).eps)
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
@@ -158,23 +152,24 @@ class FusedScorer(nn.Module):
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst patch of a good image has."""
-        s, limit = F.softplus(renderer(scores)), F.softplus(self.good_maximum)
-        return s / (s + limit)
-
-    def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
-        probability = torch.sigmoid(self.discriminator(pooled))
-        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
-        owners = None if images is None else images.repeat_interleave(probability.shape[1])
-        return probability, self.coreset.distance(points, owners).view(probability.shape)
+        s = renderer(scores).clamp_(min=0)
+        return s / (s + self.good_maximum)
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Arithmetic of the discriminator; None: float32."""
+        """Arithmetic of the discriminator's first layer; None: float32."""
         return self.discriminator.autocast
 
     @autocast.setter
     def autocast(self, dtype: torch.dtype | None) -> None:
         self.discriminator.autocast = dtype
 
+    def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
+        pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
+        probability = torch.sigmoid(self.discriminator(pooled))
+        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
+        owners = None if images is None else images.repeat_interleave(probability.shape[1])
+        return probability, self.coreset.distance(points, owners).view(probability.shape)
+
     def _fuse(self, probability: Tensor, distance: Tensor) -> Tensor:
-        return (probability - self.mean[0]) / self.std[0] + DISTANCE_WEIGHT * (distance - self.mean[1]) / self.std[1]
+        return (1 + probability) * (distance / self.mean_distance)
