@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class PeakMemory:
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a module-level function in a process of its own, for its memory to be its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 N_EXEMPLARS = 4096
 N_DIRECTIONS = 128
 _CANDIDATES = 1024  # points kept up to date between two passes over all
+_COLUMNS = 32  # chosen points whose distances to all others are in memory together
 _AT_ONCE = 1024  # points whose distances to all exemplars are in memory together
 
 
@@ -60,7 +61,9 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
             left = torch.minimum(left, between[:, pick[0]]).index_fill(0, pick, -1.0)
         new = farthest[torch.cat(picks)]
         chosen.append(new)
-        distance = torch.minimum(distance, _squared_distances(points, squares, new).amin(1)).index_fill(0, new, -1.0)
+        for some in new.split(_COLUMNS):
+            distance = torch.minimum(distance, _squared_distances(points, squares, some).amin(1))
+        distance.index_fill_(0, new, -1.0)
     return torch.cat(chosen)
 
 
