@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from skpbas._devices import discriminator_arithmetic, inference_batch
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
-from skpbas._threshold import SMALLEST_SPLIT
+from skpbas._threshold import SMALLEST_SPLIT, auto_offset
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 from skpbas.core.centers import initial_center
 from skpbas.core.coreset import N_EXEMPLARS, Coreset
@@ -29,6 +29,7 @@ from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
 from skpbas.errors import TrainingError
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
+FEW_IMAGES = 64  # fewer than these know their own discriminator's probabilities too well to stand for new ones
 CORESET_POOL = 2**17  # patches among which exemplars are selected
 
 Scorer = DiscriminatorScorer | DistanceScorer | FusedScorer
@@ -303,6 +304,14 @@ def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool = F
     return -torch.cat(worst).numpy()
 
 
+def estimate_offset(features: TrainingFeatures, scorer: Scorer, settings: TrainingSettings) -> float:
+    """Return the score below which about 1 in 100 unseen good images lie."""
+    scores = score_stored(features, scorer, as_new=True)
+    if isinstance(scorer, FusedScorer) and len(features) >= FEW_IMAGES:
+        return auto_offset(scores, shift=0.0)
+    return auto_offset(scores, score_halves(features, settings))
+
+
 def score_halves(
     features: TrainingFeatures, settings: TrainingSettings
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -317,7 +326,7 @@ def score_halves(
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
     head = train_head(halves[0], settings, description="threshold")
     scorer = new_scorer(halves[0], head, settings)
-    return score_stored(halves[0], scorer), score_stored(halves[1], scorer)
+    return score_stored(halves[0], scorer, as_new=True), score_stored(halves[1], scorer, as_new=True)
 
 
 def _draw_seed(generator: torch.Generator) -> int:

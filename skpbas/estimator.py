@@ -22,20 +22,18 @@ from skpbas._features import LevelMaps
 from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
 from skpbas._targets import normal_rows
-from skpbas._threshold import auto_offset
 from skpbas._training import (
     Scorer,
     TrainingFeatures,
     TrainingSettings,
+    estimate_offset,
     new_scorer,
-    score_halves,
     score_stored,
     train_head,
 )
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import FusedScorer
 from skpbas.errors import InvalidImageError
 
 _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
@@ -102,9 +100,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
         Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the training
-        images' scores against each other's exemplars; without "fused" by one that trains a second time, on one half of
-        the images, to see how the other half scores (half as much time again). A float: that share of the training
-        images is flagged.
+        images' scores against each other's exemplars; without "fused", or with fewer than 64 images, by one that trains a
+        second time, on one half, to see how the other half scores. A float: that share of the training images is
+        flagged.
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -298,12 +296,10 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._training_settings()
         head = train_head(features, settings)
         scorer = new_scorer(features, head, settings)
-        if self.contamination != "auto":
-            offset = float(np.quantile(score_stored(features, scorer), float(self.contamination)))
-        elif isinstance(scorer, FusedScorer):
-            offset = auto_offset(score_stored(features, scorer, as_new=True), shift=0.0)
+        if self.contamination == "auto":
+            offset = estimate_offset(features, scorer, settings)
         else:
-            offset = auto_offset(score_stored(features, scorer), score_halves(features, settings))
+            offset = float(np.quantile(score_stored(features, scorer), float(self.contamination)))
 
         self.feature_extractor_ = extractor
         self.center_, self.projector_, self.discriminator_ = head.center, head.projector, head.discriminator

@@ -69,7 +69,7 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
 
 def _squared_distances(points: Tensor, squares: Tensor, index: Tensor) -> Tensor:
     """Squared distances (n, m) of all points (n, q) to those at ``index`` (m,)."""
-    return (squares[:, None] + squares[index] - 2 * points @ points[index].T).clamp_(min=0)
+    return torch.addmm(squares[:, None], points, points[index].T, alpha=-2).add_(squares[index]).clamp_(min=0)
 
 
 def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
