@@ -36,18 +36,27 @@ def settings_of(detector: PBASDetector) -> TrainingSettings:
 
 
 class Steps:
-    """Optimisation steps as ``fit`` does them, one at a call."""
+    """Optimisation steps as ``fit`` does them, one at a call; without skorch on request."""
 
-    def __init__(self, features: TrainingFeatures, settings: TrainingSettings) -> None:
-        objective = new_objective(features, settings)
-        self.net: NeuralNet = new_net(objective, settings, len(features), "")
+    def __init__(self, features: TrainingFeatures, settings: TrainingSettings, *, bare: bool = False) -> None:
+        self.objective = new_objective(features, settings)
+        self.net: NeuralNet = new_net(self.objective, settings, len(features), "")
         self.net.initialize()
-        self.features, self.settings = features, settings
+        self.net.notify("on_train_begin")
+        self.net.history.new_epoch()
+        self.net.notify("on_epoch_begin")
+        self.features, self.settings, self.bare = features, settings, bare
 
     def __call__(self) -> None:
-        """Do one step through skorch: a pass over the first batch only."""
+        """Draw patches and do one step with them."""
         drawn = next(iter(self.features.patch_batches(self.settings.batch_size, self.settings.patches_per_step)))
-        self.net.train_step((drawn, torch.empty(0)))
+        if self.bare:
+            self.net.optimizer_.zero_grad()
+            self.objective(drawn).total.backward()
+            self.net.optimizer_.step()
+        else:
+            batch = (drawn, torch.empty(0))
+            self.net.run_single_epoch([batch], training=True, prefix="train", step_fn=self.net.train_step)
 
 
 def main() -> None:
@@ -77,6 +86,7 @@ def main() -> None:
             "plain loop": lambda: plain.step(batch),
             "the same work (every patch)": Steps(features, settings_of(every_patch)),
             "the default recipe": Steps(features, settings_of(default)),
+            "the default recipe, without skorch": Steps(features, settings_of(default), bare=True),
         },
         options.rounds,
     )

@@ -196,6 +196,16 @@ class _StepBar(Callback):  # type: ignore[misc]
         self.bar_.close()
 
 
+class _Net(NeuralNet):  # type: ignore[misc]
+    """skorch's net, which leaves the loss of a step where it is: reading it would wait for the device."""
+
+    def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
+        for batch in iterator or ():
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+
+
 @dataclass
 class TrainedHead:
     """What training leaves behind.
@@ -346,7 +356,7 @@ def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int,
         callbacks.append(("schedule", LRScheduler(CosineAnnealingLR, T_max=total_steps, step_every="batch")))
     if settings.verbose == 1:
         callbacks.append(("bar", _StepBar(total_steps, description)))
-    return NeuralNet(
+    return _Net(
         objective,
         criterion=_Total,
         optimizer=torch.optim.Adam,
@@ -359,6 +369,7 @@ def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int,
         iterator_train__patches_per_step=settings.patches_per_step,
         train_split=None,
         callbacks=callbacks,
+        callbacks__train_loss=None,
         callbacks__valid_loss=None,
         device=None,
         verbose=int(settings.verbose >= 2),
