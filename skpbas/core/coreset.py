@@ -83,8 +83,8 @@ def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, T
     """
     mean = features.mean(0)
     centred = features - mean
-    _, vectors = torch.linalg.eigh((centred.T @ centred).double())  # ascending
-    return mean, vectors[:, -n_directions:].flip(1).T.float()
+    _, vectors = torch.linalg.eigh((centred.T @ centred).cpu().double())  # ascending; not every device has float64
+    return mean, vectors[:, -n_directions:].flip(1).T.to(features)
 
 
 class Coreset(nn.Module):

@@ -84,13 +84,13 @@ class LevelAffine(nn.Module):
 
 
 def hidden_map(projector: Projector, discriminator: Discriminator) -> tuple[Tensor, Tensor]:
-    """Return what leads from t to the hidden layer's activation as one weight (hidden, d) and bias (hidden,), float64.
+    """Return what leads from t to the hidden layer's activation as a weight (hidden, d) and a bias (hidden,), float64 on the CPU.
 
     Projector, first layer and batch norm in evaluation mode are one affine map.
     """
-    phi = copy.deepcopy(projector.linear).double()
-    first = copy.deepcopy(discriminator.hidden).double()
-    norm = copy.deepcopy(discriminator.norm).double()
+    phi = copy.deepcopy(projector.linear).cpu().double()  # not every device has float64
+    first = copy.deepcopy(discriminator.hidden).cpu().double()
+    norm = copy.deepcopy(discriminator.norm).cpu().double()
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()

@@ -124,8 +124,8 @@ class FusedScorer(nn.Module):
     ) -> None:
         super().__init__()
         self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
-        directions = coreset.directions.double()
-        self.reduced = LevelAffine(aggregator, directions, -directions @ coreset.mean.double())
+        directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
+        self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
         self.register_buffer("mean_distance", torch.ones(()))
         self.register_buffer("good_maximum", torch.ones(()))
