@@ -11,7 +11,7 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.utils.validation import check_memory
 from torch import Tensor
 
@@ -57,14 +57,17 @@ class MapCache:
         self._network = joblib.hash((of_network, extractor.image_size, resize, str(extractor.autocast), str(dtype)))
 
     def key(self, item: Any) -> str:
-        """Return the name of an image's entry."""
+        """Return the name of an image's entry; OSError where its file cannot be read."""
         digest = hashlib.blake2b(self._network.encode(), digest_size=20)
         if isinstance(item, (str, PathLike)):
             digest.update(Path(item).read_bytes())
-        else:
-            pixels = np.asarray(item.convert("RGBA") if _has_palette(item) else item)
-            digest.update(f"{pixels.shape} {pixels.dtype}".encode())
-            digest.update(np.ascontiguousarray(pixels).data)
+            return digest.hexdigest()
+        if isinstance(item, Image.Image):
+            digest.update(f"{item.mode} {item.getexif().get(ExifTags.Base.Orientation)}".encode())
+            item = item.convert("RGBA") if item.mode == "P" else item
+        pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
+        digest.update(f"{pixels.shape} {pixels.dtype}".encode())
+        digest.update(np.ascontiguousarray(pixels).data)
         return digest.hexdigest()
 
     def find(self, key: str) -> tuple[list[Tensor], Geometry] | None:
@@ -82,7 +85,3 @@ class MapCache:
             narrow = [level.to(self.dtype) for level in narrow]
         self._entries.call(key, narrow, geometry.input_shape)  # writes without looking for a (damaged) entry first
         return narrow
-
-
-def _has_palette(item: Any) -> bool:
-    return isinstance(item, Image.Image) and item.mode == "P"

@@ -76,7 +76,11 @@ class LevelMaps:
         if self.cache is None:
             view, geometry = self.images.load(index)
             return _Image(geometry, view)
-        key = self.cache.key(self.images.items[index])
+        try:
+            key = self.cache.key(self.images.items[index])
+        except OSError:
+            self.images.load(index)  # says which image it is
+            raise
         found = self.cache.find(key)
         if found is not None:
             maps, geometry = found

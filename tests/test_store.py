@@ -18,7 +18,7 @@ from PIL import Image
 import skpbas._store
 from skpbas._store import FeatureStore
 from skpbas.core.backbones import FeatureExtractor
-from skpbas.errors import StorageError
+from skpbas.errors import ImageNotFoundError, StorageError
 
 SHAPES = [(6, 4, 5), (8, 2, 3)]
 
@@ -175,3 +175,24 @@ def test_crop_still_warns_of_images_whose_maps_were_kept(tmp_path):
     for _ in range(2):
         with pytest.warns(UserWarning, match="up to 50% unseen of 4 of 4"):
             small_detector(resize="crop", max_epochs=1, memory=tmp_path).fit(wide)
+
+
+def test_a_turned_image_is_another_image_than_the_same_pixels_unturned(good_images, tmp_path, backbone_calls):
+    detector = small_detector(memory=tmp_path).fit(good_images)
+    plain, turned = Image.fromarray(good_images[0]), Image.fromarray(good_images[0])
+    turned.getexif()[0x0112] = 6  # to be shown turned by a quarter
+    backbone_calls.clear()
+    apart = [detector.score_samples([image])[0] for image in (plain, turned)]
+    assert sum(backbone_calls) == 2
+    assert apart[0] != apart[1]
+
+
+def test_a_file_that_goes_missing_is_named_with_memory_too(fitted, good_images, tmp_path):
+    detector = copy.deepcopy(fitted).set_params(memory=tmp_path / "cache")
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        Image.fromarray(good_images[0]).save(path)
+    scores = detector.iter_scores_and_maps(paths)
+    paths[1].unlink()
+    with pytest.raises(ImageNotFoundError, match=r"X\[1\] .*1\.png"):
+        list(scores)

@@ -84,9 +84,10 @@ class LevelAffine(nn.Module):
 
 
 def hidden_map(projector: Projector, discriminator: Discriminator) -> tuple[Tensor, Tensor]:
-    """Return what leads from t to the hidden layer's activation as a weight (hidden, d) and a bias (hidden,), float64 on the CPU.
+    """Return the affine map from t to what the discriminator's activation takes.
 
-    Projector, first layer and batch norm in evaluation mode are one affine map.
+    Projector, first layer and batch norm in evaluation mode are one: a weight (hidden, d) and a bias (hidden,), float64
+    and on the CPU.
     """
     phi = copy.deepcopy(projector.linear).cpu().double()  # not every device has float64
     first = copy.deepcopy(discriminator.hidden).cpu().double()
