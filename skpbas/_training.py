@@ -316,10 +316,9 @@ def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool = F
 
 def estimate_offset(features: TrainingFeatures, scorer: Scorer, settings: TrainingSettings) -> float:
     """Return the score below which about 1 in 100 unseen good images lie."""
-    scores = score_stored(features, scorer, as_new=True)
     if isinstance(scorer, FusedScorer) and len(features) >= FEW_IMAGES:
-        return auto_offset(scores, shift=0.0)
-    return auto_offset(scores, score_halves(features, settings))
+        return auto_offset(-scorer.good_scores.cpu().double().numpy(), shift=0.0)
+    return auto_offset(score_stored(features, scorer, as_new=True), score_halves(features, settings))
 
 
 def score_halves(

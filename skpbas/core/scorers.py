@@ -114,10 +114,15 @@ class FusedScorer(nn.Module):
         Trained; they stay as they are.
     coreset : Coreset
         Of the training features.
+
+    Attributes
+    ----------
+    good_scores : Tensor of shape (n,)
+        Image scores of the training images, scored as if they were new.
     """
 
     mean_distance: Tensor
-    good_maximum: Tensor
+    good_scores: Tensor
 
     def __init__(
         self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator, coreset: Coreset
@@ -128,7 +133,7 @@ class FusedScorer(nn.Module):
         self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
         self.register_buffer("mean_distance", torch.ones(()))
-        self.register_buffer("good_maximum", torch.ones(()))
+        self.register_buffer("good_scores", torch.ones(1))
 
     @torch.no_grad()
     def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
@@ -142,8 +147,7 @@ class FusedScorer(nn.Module):
         of_batches = [self._probability_and_distance(pooled, images) for pooled, images in batches]
         probabilities, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
         self.mean_distance = distances.mean().clamp_min(torch.finfo(torch.float32).eps)
-        worst = self._fuse(probabilities, distances).amax(1)
-        self.good_maximum = worst.mean().clamp_min(torch.finfo(torch.float32).eps)
+        self.good_scores = self._fuse(probabilities, distances).amax(1)
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
@@ -153,7 +157,7 @@ class FusedScorer(nn.Module):
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst patch of a good image has."""
         s = renderer(scores).clamp_(min=0)
-        return s / (s + self.good_maximum)
+        return s / (s + self.good_scores.mean().clamp_min(torch.finfo(torch.float32).eps))
 
     @property
     def autocast(self) -> torch.dtype | None:
