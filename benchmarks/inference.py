@@ -17,7 +17,7 @@ from measure import PeakMemory, in_child, in_turn, report
 from plain import PlainMethod, normalise
 from torch import Tensor, nn
 
-from skpbas._devices import discriminator_arithmetic
+from skpbas._training import scorer_arithmetic
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
@@ -47,7 +47,7 @@ class Whole:
             directions = torch.linalg.qr(torch.randn(d, N_DIRECTIONS, generator=generator))[0].T
             coreset = Coreset(torch.zeros(d), directions, exemplars, torch.zeros(N_EXEMPLARS, dtype=torch.long))
             self.scorer = FusedScorer(self.extractor.aggregator, *networks, coreset)
-        self.scorer.autocast = discriminator_arithmetic("auto", torch.device("cpu"))
+        self.scorer.autocast = scorer_arithmetic(self.scorer, "auto", torch.device("cpu"))
         self.renderer = MapRenderer(self.extractor.grid_shape, (size, size), 4.0)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -298,10 +298,20 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
         n_exemplars = min(N_EXEMPLARS, len(features) * features.n_positions // 4)
         coreset = Coreset.of(features.sample(CORESET_POOL), n_exemplars)
         scorer = FusedScorer(aggregator, head.projector, head.discriminator, coreset).to(features.device)
-        scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
+        scorer.autocast = scorer_arithmetic(scorer, settings.precision, features.device)
         scorer.standardise(features.parts_in_order(inference_batch(features.device)))
-    scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
+    scorer.autocast = scorer_arithmetic(scorer, settings.precision, features.device)
     return scorer.to(features.device)
+
+
+def scorer_arithmetic(scorer: Scorer, precision: str, device: torch.device) -> torch.dtype | None:
+    """Return what the discriminator predicts in, None for float32.
+
+    In the fused score it may be bfloat16; alone, where that moved an image AUROC by 0.0016, only if asked for.
+    """
+    if isinstance(scorer, FusedScorer):
+        return discriminator_arithmetic(precision, device)
+    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool = False) -> NDArray[np.float64]:

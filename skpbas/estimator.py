@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skpbas._cache import MapCache
-from skpbas._devices import discriminator_arithmetic, is_available, resolve_device
+from skpbas._devices import is_available, resolve_device
 from skpbas._features import LevelMaps
 from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
@@ -29,6 +29,7 @@ from skpbas._training import (
     estimate_offset,
     new_scorer,
     score_stored,
+    scorer_arithmetic,
     train_head,
 )
 from skpbas.core.backbones import FeatureExtractor, build_backbone
@@ -106,9 +107,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "auto": computes in float32, but the discriminator in bfloat16 where the hardware multiplies so, and keeps
-        training features in float16; "float32": all in float32; "bfloat16": runs backbone and discriminator in
-        bfloat16 and keeps features so.
+        "auto": computes in float32, but where the hardware multiplies in bfloat16 the discriminator does so in training
+        and in the fused score; keeps training features in float16. "float32": all in float32. "bfloat16": runs
+        backbone and discriminator in bfloat16 and keeps features so.
     random_state : int, RandomState or None, default=None
         An int gives the same detector on the same machine with as many threads. The global streams of numpy and
         torch are neither read nor changed.
@@ -480,7 +481,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for name in _ON_DEVICE:
                 if state[name] is not None:
                     setattr(self, name, state[name].to(self.device_))
-            self._scorer.autocast = discriminator_arithmetic(self.precision, self.device_)
+            self._scorer.autocast = scorer_arithmetic(self._scorer, self.precision, self.device_)
 
 
 _ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_scorer", "_renderer")
