@@ -16,19 +16,18 @@ import json
 import os
 import platform
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from categories import Images, load_images, masks_at_map_size
 from safetensors.torch import load_file
 
 import skpbas
 from skpbas import PBASDetector
-from skpbas._images import Geometry
 from skpbas.core.embedded import EmbeddedBackbone
-from skpbas.datasets import load_mvtec
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
 UNTRAINED = "embedded-untrained"  # the embedded architecture with random weights, for comparison
@@ -45,25 +44,6 @@ COLUMNS = {
 }
 
 
-def category_root(data: Path, category: str) -> Path:
-    """Return the folder that holds a category's folder: ``data`` or one of its own folders."""
-    for root in (data, *sorted(p for p in data.iterdir() if p.is_dir())):
-        if (root / category / "train").is_dir():
-            return root
-    raise SystemExit(f"--category {category}: neither {data} nor a folder in it holds {category}/train")
-
-
-def masks_at_map_size(detector: PBASDetector, images: list[Path], masks: list[Path | None]) -> np.ndarray:
-    """Read masks and bring them to the maps' geometry, nearest."""
-    seen = np.zeros((len(images), *detector.map_shape_), bool)
-    for i, mask in enumerate(masks):
-        if mask is not None:
-            with Image.open(mask) as opened:
-                pixels = np.asarray(opened.convert("L"))
-            seen[i] = Geometry.of(pixels.shape, detector.map_shape_, detector.resize).view_of_mask(pixels > 127)
-    return seen
-
-
 def untrained_embedded(seed: int) -> EmbeddedBackbone:
     """Return the embedded architecture as its training starts: random convolutions, batch norms without effect."""
     torch.manual_seed(seed)
@@ -77,29 +57,33 @@ def other_embedded(path: Path) -> EmbeddedBackbone:
     return network.eval()
 
 
-def run(root: Path, category: str, parameters: dict[str, Any]) -> dict[str, float]:
-    """Fit on a category's training images and measure on all of its test images."""
-    train, test = (load_mvtec(root, category, split) for split in ("train", "test"))
+def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) -> dict[str, float]:
+    """Fit on a category's training images, or on some of them by the seed, and measure on all of its test images."""
+    train = images.train
+    if n_train is not None:
+        chosen = np.random.default_rng(parameters["random_state"]).permutation(len(train))[:n_train]
+        train = [train[i] for i in chosen]
     start = time.perf_counter()
     if parameters["backbone"] == UNTRAINED:
         parameters = {**parameters, "backbone": untrained_embedded(parameters["random_state"])}
     elif parameters["backbone"].endswith(".safetensors"):
         parameters = {**parameters, "backbone": other_embedded(Path(parameters["backbone"]))}
-    detector = PBASDetector(**parameters).fit(train.images)
+    detector = PBASDetector(**parameters).fit(train)
     fit_seconds = time.perf_counter() - start
-    scores, maps = zip(*detector.iter_scores_and_maps(test.images), strict=True)
+    scores, maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
     score_samples = np.array(scores)
     flagged = score_samples < detector.offset_
-    anomalous = test.labels == -1
+    anomalous = images.labels == -1
+    masks = masks_at_map_size(images.masks, detector.map_shape_, detector.resize)
     return {
-        "image_auroc": image_auroc(test.labels, -score_samples),
-        "image_ap": image_ap(test.labels, -score_samples),
-        **pixel_metrics(masks_at_map_size(detector, test.images, test.masks), np.stack(maps)),
+        "image_auroc": image_auroc(images.labels, -score_samples),
+        "image_ap": image_ap(images.labels, -score_samples),
+        **pixel_metrics(masks, np.stack(maps)),
         "false_alarms": float(flagged[~anomalous].mean()),
         "misses": float((~flagged)[anomalous].mean()),
         "fit_seconds": fit_seconds,
         "epochs": detector.n_iter_,
-        "train_images": len(train.images),
+        "train_images": len(train),
     }
 
 
@@ -114,6 +98,7 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--train-images", nargs="+", type=int, default=[None], help="so many, drawn by the seed")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further parameters")
     parser.add_argument("--name", default="", help="a word for the CSV's rows")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/accuracy.csv"))
@@ -138,13 +123,14 @@ def main() -> None:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
     }
-    print("category        seed " + " ".join(f"{title:>12}" for title in COLUMNS.values()))
+    print("category            seed images " + " ".join(f"{title:>12}" for title in COLUMNS.values()))
     for category in options.category:
-        root = category_root(options.data, category)
-        for seed in options.seeds:
+        images = load_images(category, options.data)
+        for n_train, seed in product(options.train_images, options.seeds):
             settings = {**parameters, "random_state": seed}
-            result = run(root, category, settings)
-            print(f"{category:15} {seed:4d} " + " ".join(f"{result[column]:12.4f}" for column in COLUMNS), flush=True)
+            result = run(images, settings, n_train)
+            figures = " ".join(f"{result[column]:12.4f}" for column in COLUMNS)
+            print(f"{category:19} {seed:4d} {result['train_images']:6d} {figures}", flush=True)
             row = {
                 "name": options.name,
                 "category": category,

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py            # steps
     python benchmarks/training.py --fit 209  # and a whole default fit on so many generated images
+    python benchmarks/training.py --compile  # and steps under torch.compile, with the time that compiling takes
 
 Weights are random: time does not depend on them. Steps are of 8 images, measured in turn. The plain loop's 400 epochs
 are extrapolated from its steps.
@@ -36,27 +37,33 @@ def settings_of(detector: PBASDetector) -> TrainingSettings:
 
 
 class Steps:
-    """Optimisation steps as ``fit`` does them, one at a call; without skorch on request."""
+    """Optimisation steps as ``fit`` does them, one at a call; on request without skorch, or compiled and without it."""
 
-    def __init__(self, features: TrainingFeatures, settings: TrainingSettings, *, bare: bool = False) -> None:
+    def __init__(
+        self, features: TrainingFeatures, settings: TrainingSettings, *, bare: bool = False, compiled: bool = False
+    ) -> None:
         self.objective = new_objective(features, settings)
         self.net: NeuralNet = new_net(self.objective, settings, len(features), "")
         self.net.initialize()
         self.net.notify("on_train_begin")
         self.net.history.new_epoch()
         self.net.notify("on_epoch_begin")
-        self.features, self.settings, self.bare = features, settings, bare
+        self.features, self.settings, self.bare = features, settings, bare or compiled
+        self.total = torch.compile(self._total) if compiled else self._total
 
     def __call__(self) -> None:
         """Draw patches and do one step with them."""
         drawn = next(iter(self.features.patch_batches(self.settings.batch_size, self.settings.patches_per_step)))
         if self.bare:
             self.net.optimizer_.zero_grad()
-            self.objective(drawn).total.backward()
+            self.total(drawn).backward()
             self.net.optimizer_.step()
         else:
             batch = (drawn, torch.empty(0))
             self.net.run_single_epoch([batch], training=True, prefix="train", step_fn=self.net.train_step)
+
+    def _total(self, drawn: torch.Tensor) -> torch.Tensor:
+        return self.objective(drawn).total
 
 
 def main() -> None:
@@ -65,6 +72,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="wide_resnet50_2")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile, too; needs a C++ compiler")
     parser.add_argument("--fit", type=int, default=0, help="images of a whole fit; 0: none")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
@@ -81,15 +89,18 @@ def main() -> None:
     batch = torch.stack([images.load(i)[0] for i in range(BATCH)])
     default = PBASDetector(options.backbone, weights=None, image_size=size, random_state=0)
     every_patch = PBASDetector(options.backbone, weights=None, image_size=size, random_state=0, patches_per_step=None)
-    seconds = in_turn(
-        {
-            "plain loop": lambda: plain.step(batch),
-            "the same work (every patch)": Steps(features, settings_of(every_patch)),
-            "the default recipe": Steps(features, settings_of(default)),
-            "the default recipe, without skorch": Steps(features, settings_of(default), bare=True),
-        },
-        options.rounds,
-    )
+    jobs = {
+        "plain loop": lambda: plain.step(batch),
+        "the same work (every patch)": Steps(features, settings_of(every_patch)),
+        "the default recipe": Steps(features, settings_of(default)),
+        "the default recipe, without skorch": Steps(features, settings_of(default), bare=True),
+    }
+    if options.compile:
+        compiled = Steps(features, settings_of(default), compiled=True)
+        start = time.perf_counter()
+        compiled()
+        jobs[f"the default recipe, compiled in {time.perf_counter() - start:.0f} s, without skorch"] = compiled
+    seconds = in_turn(jobs, options.rounds)
     rows: list[dict[str, Any]] = [
         {
             "a step of": name,

@@ -154,3 +154,21 @@ def test_the_distance_is_that_of_the_nearest_exemplar(n_directions):
     coreset = coreset_of(features[None], n_exemplars=50, n_directions=n_directions)
     points = coreset.reduce(torch.randn(40, 12, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(coreset.distance(points), torch.cdist(points, coreset.exemplars).amin(1))
+
+
+@given(length=st.floats(0.01, 1e4), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_the_search_in_bfloat16_is_exact_but_for_rounding_however_far_the_points_are_from_the_mean(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shift = length * torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
+    exemplars = (torch.randn(50, 16, generator=generator) + shift).bfloat16().float()
+    points = (torch.randn(40, 16, generator=generator) + shift).bfloat16().float()
+    coreset = Coreset(torch.zeros(16), torch.eye(16), exemplars, torch.arange(50) % 5)
+    images = torch.arange(40) % 5
+    coreset.in_bfloat16 = True
+    squares = torch.cdist(points.double(), exemplars.double()).square()
+    to_others = squares.masked_fill(coreset.owners == images[:, None], torch.inf).amin(1)
+    # eight bits of the result, and float32's rounding of sums as large as the squared lengths
+    tolerance = {"rtol": 2**-7, "atol": 2e-6 * (length + 5) ** 2}
+    torch.testing.assert_close(coreset.distance(points).double().square(), squares.amin(1), **tolerance)
+    torch.testing.assert_close(coreset.distance(points, images).double().square(), to_others, **tolerance)

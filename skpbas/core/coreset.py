@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 N_EXEMPLARS = 4096
@@ -100,6 +101,11 @@ class Coreset(nn.Module):
     owners : Tensor of shape (K,), int64
         Number of the training image that each exemplar is a patch of.
 
+    Attributes
+    ----------
+    in_bfloat16 : bool
+        Search among points and exemplars rounded to bfloat16; False: float32.
+
     Examples
     --------
     >>> import torch
@@ -115,6 +121,7 @@ class Coreset(nn.Module):
     exemplars: Tensor
     owners: Tensor
     _half_squares: Tensor
+    _short: Tensor
 
     def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor, owners: Tensor) -> None:
         super().__init__()
@@ -122,6 +129,8 @@ class Coreset(nn.Module):
         for name, value in parts.items():
             self.register_buffer(name, value)
         self.register_buffer("_half_squares", exemplars.square().sum(1) / 2, persistent=False)
+        self.register_buffer("_short", _with_half_squares(-exemplars, first=True), persistent=False)  # (K, q + 6)
+        self.in_bfloat16 = False
 
     @classmethod
     def of(
@@ -176,9 +185,31 @@ class Coreset(nn.Module):
         return torch.cat([self._distance(part, of_images) for part, of_images in parts])
 
     def _distance(self, points: Tensor, images: Tensor | None) -> Tensor:
-        beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
+        if self.in_bfloat16:
+            beyond = F.linear(_with_half_squares(points, first=False), self._short)  # |p - e|^2 / 2
+        else:
+            beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
         nearest = beyond.amin(dim=1)
         if images is not None:
             others = beyond.masked_fill_(self.owners == images[:, None], torch.inf).amin(dim=1)
             nearest = torch.where(others.isinf(), nearest, others)  # one image may own them all
+        if self.in_bfloat16:
+            return (2 * nearest.float()).clamp_(min=0).sqrt()
         return (points.square().sum(1) + 2 * nearest).clamp_(min=0).sqrt()
+
+
+def _with_half_squares(points: Tensor, *, first: bool) -> Tensor:
+    """Round points (n, q) to bfloat16 and append six columns: their half squared lengths, and ones to meet another's.
+
+    The product of p, lengths behind ones, and -e, lengths ``first``, is |p|^2/2 + |e|^2/2 - p.e: the half squared
+    distance itself, so that its rounding to bfloat16 is small beside it however long the points are. A length takes
+    three columns, eight bits each.
+    """
+    short = points.bfloat16()
+    left = short.float().square().sum(1, keepdim=True) / 2
+    pieces = []
+    for _ in range(3):
+        pieces.append(left.bfloat16())
+        left = left - pieces[-1].float()
+    ones = [torch.ones_like(pieces[0])] * 3
+    return torch.cat([short, *pieces, *ones] if first else [short, *ones, *pieces], dim=1)

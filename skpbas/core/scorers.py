@@ -161,12 +161,13 @@ class FusedScorer(nn.Module):
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Arithmetic of the discriminator's first layer; None: float32."""
+        """Arithmetic of the discriminator's first layer and of the search; None: float32."""
         return self.discriminator.autocast
 
     @autocast.setter
     def autocast(self, dtype: torch.dtype | None) -> None:
         self.discriminator.autocast = dtype
+        self.coreset.in_bfloat16 = dtype == torch.bfloat16
 
     def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
         pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both

@@ -1,0 +1,403 @@
+"""Try each lever of training and scoring alone, on every category, three seeds, at the last step.
+
+    python benchmarks/ablation.py --data ../shared/data \
+        --backbone resnet18 --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
+
+A lever changes one thing of the default detector. Training levers train anew; readings only read another score out of
+the same training. One row a category, seed, training and reading goes to a CSV as soon as it is known, and rows that
+are there are not computed again, so a run may be stopped at any time. ``--summary`` prints the table: differences to
+the default, by category, with the seeds' spread. Patch scores are kept, so that another reading needs no training.
+Test labels are read for the table alone: nothing is chosen by a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from categories import GENERATED, Features, load_features
+from measure import table
+from skorch.callbacks import Callback
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from skpbas import PBASDetector, _training
+from skpbas._training import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
+from skpbas.core import losses
+from skpbas.core.coreset import N_EXEMPLARS, Coreset, farthest_points
+from skpbas.core.losses import PBASObjective, StepTerms
+from skpbas.core.maps import MapRenderer
+from skpbas.core.scorers import FusedScorer
+from skpbas.metrics import image_auroc, pixel_metrics
+
+METRICS = ("image_auroc", "pixel_auroc", "pixel_pro")
+KEY = ("category", "seed", "training", "reading")
+
+
+# Training levers
+
+
+class VariantObjective(PBASObjective):
+    """The package's step with one thing changed; ``options`` says what."""
+
+    options: dict[str, Any]
+    n_steps: int
+    step = 0
+
+    def forward(self, features: Tensor) -> StepTerms:
+        """Compute the terms for (N, d) patch features."""
+        if self.training:
+            self.step += 1
+        if "hardest" in self.options:
+            with torch.no_grad():
+                u = self.projector(features)
+                distance = torch.linalg.vector_norm(u - self.center[_most_similar(u, self.center)], dim=1)
+            features = features[distance.topk(self.options["hardest"]).indices]
+        if "anneal" in self.options:
+            first, last = self.options["anneal"]
+            self.alpha = first + (last - first) * self.step / self.n_steps
+        if "alphas" in self.options:
+            low, high = self.options["alphas"]
+            self.alpha = torch.empty(len(features), 1).uniform_(low, high, generator=self.generator)  # type: ignore[assignment]
+        return super().forward(features)
+
+
+def _most_similar(features: Tensor, center: Tensor) -> Tensor:
+    return (features @ torch.nn.functional.normalize(center, dim=1).T).argmax(1)
+
+
+def _nearest_by_distance(features: Tensor, center: Tensor) -> Tensor:
+    return torch.cdist(features, center).argmin(1)
+
+
+class _Ema(Callback):  # type: ignore[misc]
+    """Averages the weights over the steps, and puts the average in their place at the end."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        self.average_ = AveragedModel(net.module_, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+
+    def on_batch_end(self, net: Any, **kwargs: Any) -> None:
+        self.average_.update_parameters(net.module_)
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        net.module_.load_state_dict(self.average_.module.state_dict())
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training lever: parameters of the detector, or what only this file can do."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[int, int] | None = None  # at least so many steps and epochs
+
+
+TRAININGS: dict[str, Training] = {
+    "default": Training(),
+    "half the steps": Training(steps=(300, 12)),
+    "twice the steps": Training(steps=(1200, 48)),
+    "hidden 256": Training({"hidden_dim": 256}),
+    "hidden 512": Training({"hidden_dim": 512}),
+    "alpha 0.2": Training({"alpha": 0.2}),
+    "alpha 0.5": Training({"alpha": 0.5}),
+    "alpha from 0.1 to 0.5 at random": Training(options={"alphas": (0.1, 0.5)}),
+    "alpha annealed from 0.6 to 0.2": Training(options={"anneal": (0.6, 0.2)}),
+    "hardest half of twice the patches": Training({"patches_per_step": 2048}, {"hardest": 1024}),
+    "nearest centre by distance": Training(options={"nearest": "distance"}),
+    "a quarter of the centres": Training(options={"n_centers": 256}),
+    "dropout 0.2": Training(options={"dropout": 0.2}),
+    "EMA 0.99 of the weights": Training(options={"ema": 0.99}),
+    "288 pixels": Training({"image_size": 288}),
+    "320 pixels": Training({"image_size": 320}),
+    "layers 1 to 3": Training({"layers": ("layer1", "layer2", "layer3"), "feature_dim": 448}),
+}
+
+
+def train(features: TrainingFeatures, settings: TrainingSettings, lever: Training) -> TrainedHead:
+    """Train a head as the package does, with the lever's change."""
+    options = lever.options
+    objective = new_objective(features, settings)
+    if "n_centers" in options:
+        center = objective.center
+        objective.center = center[farthest_points(center, options["n_centers"])]
+    if "dropout" in options:
+        assert objective.discriminator is not None
+        activation = objective.discriminator.activation
+        objective.discriminator.activation = torch.nn.Sequential(activation, torch.nn.Dropout(options["dropout"]))  # type: ignore[assignment]
+    objective.__class__ = VariantObjective
+    objective.options = options  # type: ignore[attr-defined]
+    epochs = _training.n_epochs(settings, len(features))
+    objective.n_steps = epochs * -(-len(features) // settings.batch_size)  # type: ignore[attr-defined]
+    net = new_net(objective, settings, len(features), "")
+    if "ema" in options:
+        net.callbacks.append(("ema", _Ema(options["ema"])))
+    net.initialize()
+    net.notify("on_train_begin", X=features, y=None)
+    net.fit_loop(features)
+    net.notify("on_train_end", X=features, y=None)
+    objective.eval()
+    if "dropout" in options:
+        objective.discriminator.activation = activation  # type: ignore[union-attr]
+    curve = {name: net.history[:, name] for name in objective.term_names}
+    return TrainedHead(objective.projector, objective.discriminator, objective.center, curve, len(net.history))
+
+
+# Readings
+
+
+@dataclass
+class Trained:
+    """What a training gives for the test patches; every reading starts from it."""
+
+    probability: Tensor  # (n, P), of D
+    logit: Tensor
+    distance: Tensor  # (n, P), to the nearest exemplar, in units of its mean over the training images
+    other_distance: Callable[[int, int], Tensor] | None = None  # exemplars, directions
+
+    def save(self, path: Path) -> None:
+        """Keep the patch scores."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save([self.probability, self.logit, self.distance], path)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Trained:
+        """Read what :meth:`save` wrote."""
+        return cls(*torch.load(path, weights_only=True))
+
+    @classmethod
+    def averaged(cls, heads: list[Trained]) -> Trained:
+        """Return what several heads say together."""
+        return cls(
+            *(torch.stack([getattr(h, name) for h in heads]).mean(0) for name in ("probability", "logit", "distance"))
+        )
+
+    @property
+    def fused(self) -> Tensor:
+        """Return the package's score."""
+        return (1 + self.probability) * self.distance
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Return image scores: the largest patch score."""
+    return scores.amax(1)
+
+
+def top(k: int) -> Callable[[Tensor], Tensor]:
+    """Return a function for image scores: the mean of the k largest patch scores."""
+    return lambda scores: scores.topk(k, dim=1).values.mean(1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Patch scores, image scores, and the map's smoothing."""
+
+    patches: Callable[[Trained], Tensor] = lambda trained: trained.fused
+    image: Callable[[Tensor], Tensor] = largest
+    sigma: float = 4.0
+    image_from_map: bool = False
+
+
+def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
+    """Return the fused score with another coreset."""
+
+    def patches(trained: Trained) -> Tensor:
+        assert trained.other_distance is not None
+        return (1 + trained.probability) * trained.other_distance(n_exemplars, n_directions)
+
+    return Reading(patches)
+
+
+READINGS: dict[str, Reading] = {
+    "default": Reading(),
+    "discriminator": Reading(lambda t: t.logit),
+    "distance to exemplars": Reading(lambda t: t.distance),
+    "(1 + 2 D) distance": Reading(lambda t: (1 + 2 * t.probability) * t.distance),
+    "(1 + 4 D) distance": Reading(lambda t: (1 + 4 * t.probability) * t.distance),
+    "mean of the top 3": Reading(image=top(3)),
+    "mean of the top 10": Reading(image=top(10)),
+    "largest of the smoothed map": Reading(image_from_map=True),
+    "smoothing 2": Reading(sigma=2.0),
+    "smoothing 3": Reading(sigma=3.0),
+    "smoothing 6": Reading(sigma=6.0),
+    "1,024 exemplars": with_coreset(1024, 128),
+    "2,048 exemplars": with_coreset(2048, 128),
+    "8,192 exemplars": with_coreset(8192, 128),
+    "32 directions": with_coreset(N_EXEMPLARS, 32),
+    "64 directions": with_coreset(N_EXEMPLARS, 64),
+    "all directions": with_coreset(N_EXEMPLARS, 4096),
+}
+CORESET_READINGS = tuple(
+    name for name in READINGS if name.endswith(("exemplars", "directions")) and name[0] in "12368a"
+)
+BASIC_READINGS = ("default", "discriminator")  # for trainings other than the default
+AVERAGED = "heads of all seeds averaged"
+
+
+def run_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> Trained:
+    """Train, and score the test patches."""
+    features = category.training(seed)
+    settings = detector._training_settings()
+    saved = _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS
+    nearest = losses.nearest_center
+    if lever.steps:
+        _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = lever.steps
+    if lever.options.get("nearest") == "distance":
+        losses.nearest_center = _nearest_by_distance
+    try:
+        head = train(features, settings, lever)
+    finally:
+        _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = saved
+        losses.nearest_center = nearest
+    pool = list(features.sample(_training.CORESET_POOL))
+
+    def scorer_of(n_exemplars: int, n_directions: int) -> FusedScorer:
+        assert head.discriminator is not None
+        coreset = Coreset.of(pool, min(n_exemplars, len(features) * features.n_positions // 4), n_directions)
+        scorer = FusedScorer(features.aggregator, head.projector, head.discriminator, coreset)
+        scorer.autocast = _training.scorer_arithmetic(scorer, "auto", torch.device("cpu"))
+        scorer.standardise(features.parts_in_order(1))
+        return scorer
+
+    @cache
+    def distances(n_exemplars: int, n_directions: int) -> Tensor:
+        scorer = scorer_of(n_exemplars, n_directions)
+        both = [scorer._probability_and_distance(parts, None)[1] for parts in category.test_parts()]
+        return torch.cat(both) / scorer.mean_distance
+
+    first = scorer_of(N_EXEMPLARS, 128)
+    both = [first._probability_and_distance(parts, None) for parts in category.test_parts()]
+    probability, distance = (torch.cat(values) for values in zip(*both, strict=True))
+    logit = torch.cat([first.discriminator(parts) for parts in category.test_parts()])
+    return Trained(probability, logit, distance / first.mean_distance, distances)
+
+
+def measure(category: Features, trained: Trained, reading: Reading) -> dict[str, float]:
+    """Return the metrics of a reading."""
+    patches = reading.patches(trained)
+    maps = MapRenderer(category.extractor.grid_shape, category.extractor.image_size, reading.sigma)(patches)
+    images = maps.flatten(1).amax(1) if reading.image_from_map else reading.image(patches)
+    return {
+        "image_auroc": image_auroc(category.labels, images.numpy()),
+        **{k: v for k, v in pixel_metrics(category.masks, maps.numpy()).items() if k in METRICS},
+    }
+
+
+# Runs and tables
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows written so far."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows behind those that are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*KEY, *METRICS])
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def summary(rows: list[dict[str, str]], base: tuple[str, str] = ("default", "default")) -> list[dict[str, str]]:
+    """Return a row a lever: the base's metrics, or how far the lever's lie from them, means over the seeds."""
+    cells: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        training = AVERAGED if row["seed"] == AVERAGED else row["training"]
+        for metric in ("image_auroc", "pixel_pro"):
+            cells[training, row["reading"]][row["category"], metric].append(float(row[metric]))
+    of_base = cells[base]
+    lines = []
+    for (training, reading), values in cells.items():
+        line = {"training": training, "reading": reading}
+        differences = defaultdict(list)
+        for (category, metric), base_values in of_base.items():
+            mine = values.get((category, metric))
+            if not mine:
+                line[f"{category} {metric}"] = ""
+                continue
+            mean, base_mean = statistics.mean(mine), statistics.mean(base_values)
+            if (training, reading) == base:
+                spread = statistics.stdev(mine) if len(mine) > 1 else 0.0
+                line[f"{category} {metric}"] = f"{mean:.3f} ± {spread:.3f}"
+            else:
+                line[f"{category} {metric}"] = f"{mean - base_mean:+.3f}"
+            differences[metric].append(mean - base_mean)
+        for metric, of_metric in differences.items():
+            line[f"mean {metric}"] = f"{statistics.mean(of_metric):+.4f}"
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of categories in MVTec AD's layout")
+    parser.add_argument("--category", nargs="+", default=["bottle", "screw", "commutator", *GENERATED])
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--training", nargs="+", default=list(TRAININGS), choices=list(TRAININGS), metavar="LEVER")
+    parser.add_argument("--reading", nargs="+", default=list(READINGS), choices=list(READINGS), metavar="READING")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.csv"))
+    parser.add_argument("--memory", type=Path, default=Path("benchmarks/results/maps"), help="keeps the network's maps")
+    parser.add_argument("--summary", action="store_true", help="only print the table")
+    options = parser.parse_args()
+
+    done = {tuple(row[key] for key in KEY) for row in read_rows(options.output)}
+    kept = options.output.with_suffix("")  # a folder beside the CSV
+    for name, category_name in product([] if options.summary else options.training, options.category):
+        lever = TRAININGS[name]
+        readings = [r for r in options.reading if name == "default" or r in BASIC_READINGS]
+        detector = PBASDetector(
+            options.backbone,
+            weights=None if options.weights == "none" else options.weights,
+            device="cpu",
+            memory=options.memory,
+            **lever.parameters,
+        )
+        category = None
+        for seed in [*options.seeds, AVERAGED]:
+            missing = [r for r in readings if (category_name, str(seed), name, r) not in done]
+            if seed == AVERAGED:
+                missing = [r for r in missing if name == "default" and r in BASIC_READINGS]
+            if not missing:
+                continue
+            category = category or load_features(category_name, options.data, detector)
+            files = {s: kept / f"{name}-{category_name}-{s}.pt".replace(" ", "_") for s in options.seeds}
+            if seed == AVERAGED:
+                trained = Trained.averaged([Trained.of_file(file) for file in files.values()])
+            elif files[seed].exists() and not set(missing) & set(CORESET_READINGS):
+                trained = Trained.of_file(files[seed])
+            else:
+                trained = run_training(category, detector, lever, seed)
+                trained.save(files[seed])
+            rows = [
+                {"category": category_name, "seed": seed, "training": name, "reading": reading}
+                | measure(category, trained, READINGS[reading])
+                for reading in missing
+            ]
+            append(options.output, rows)
+            print(name, category_name, seed, {k: round(rows[0][k], 4) for k in METRICS}, flush=True)
+    print(table(summary(read_rows(options.output))))
+
+
+if __name__ == "__main__":
+    main()
