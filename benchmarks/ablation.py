@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from categories import GENERATED, Features, load_features
 from measure import table
 from skorch.callbacks import Callback
@@ -33,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from skpbas import PBASDetector, _training
 from skpbas._training import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
 from skpbas.core import losses
-from skpbas.core.coreset import N_EXEMPLARS, Coreset, farthest_points
+from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset, farthest_points
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.maps import MapRenderer
 from skpbas.core.scorers import FusedScorer
@@ -72,7 +74,7 @@ class VariantObjective(PBASObjective):
 
 
 def _most_similar(features: Tensor, center: Tensor) -> Tensor:
-    return (features @ torch.nn.functional.normalize(center, dim=1).T).argmax(1)
+    return (features @ F.normalize(center, dim=1).T).argmax(1)
 
 
 def _nearest_by_distance(features: Tensor, center: Tensor) -> Tensor:
@@ -161,15 +163,14 @@ def train(features: TrainingFeatures, settings: TrainingSettings, lever: Trainin
 class Trained:
     """What a training gives for the test patches; every reading starts from it."""
 
-    probability: Tensor  # (n, P), of D
-    logit: Tensor
-    distance: Tensor  # (n, P), to the nearest exemplar, in units of its mean over the training images
+    logit: Tensor  # (n, H_0, W_0), of D
+    distance: Tensor  # (n, H_0, W_0), to the nearest exemplar, in units of its mean over the training images
     other_distance: Callable[[int, int], Tensor] | None = None  # exemplars, directions
 
     def save(self, path: Path) -> None:
         """Keep the patch scores."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([self.probability, self.logit, self.distance], path)
+        torch.save([self.logit, self.distance], path)
 
     @classmethod
     def of_file(cls, path: Path) -> Trained:
@@ -179,34 +180,28 @@ class Trained:
     @classmethod
     def averaged(cls, heads: list[Trained]) -> Trained:
         """Return what several heads say together."""
-        return cls(
-            *(torch.stack([getattr(h, name) for h in heads]).mean(0) for name in ("probability", "logit", "distance"))
-        )
-
-    @property
-    def fused(self) -> Tensor:
-        """Return the package's score."""
-        return (1 + self.probability) * self.distance
+        return cls(*(torch.stack([getattr(h, name) for h in heads]).mean(0) for name in ("logit", "distance")))
 
 
-def largest(scores: Tensor) -> Tensor:
-    """Return image scores: the largest patch score."""
-    return scores.amax(1)
-
-
-def top(k: int) -> Callable[[Tensor], Tensor]:
-    """Return a function for image scores: the mean of the k largest patch scores."""
-    return lambda scores: scores.topk(k, dim=1).values.mean(1)
+def fused(logit: Tensor, distance: Tensor, *, temperature: float = 2.0, side: int = 3, weight: float = 1.0) -> Tensor:
+    """Return the package's score, or one with something changed."""
+    around = F.avg_pool2d(logit[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
+    return (1 + weight * torch.sigmoid(around / temperature)) * distance
 
 
 @dataclass(frozen=True)
 class Reading:
     """Patch scores, image scores, and the map's smoothing."""
 
-    patches: Callable[[Trained], Tensor] = lambda trained: trained.fused
-    image: Callable[[Tensor], Tensor] = largest
+    patches: Callable[[Trained], Tensor] = lambda trained: fused(trained.logit, trained.distance)
+    largest: int = 10  # patches whose mean score is the image's
     sigma: float = 4.0
     image_from_map: bool = False
+
+
+def changed(**settings: Any) -> Reading:
+    """Return the fused score with something changed."""
+    return Reading(lambda trained: fused(trained.logit, trained.distance, **settings))
 
 
 def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
@@ -214,34 +209,35 @@ def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
 
     def patches(trained: Trained) -> Tensor:
         assert trained.other_distance is not None
-        return (1 + trained.probability) * trained.other_distance(n_exemplars, n_directions)
+        return fused(trained.logit, trained.other_distance(n_exemplars, n_directions))
 
     return Reading(patches)
 
 
 READINGS: dict[str, Reading] = {
     "default": Reading(),
-    "discriminator": Reading(lambda t: t.logit),
-    "distance to exemplars": Reading(lambda t: t.distance),
-    "(1 + 2 D) distance": Reading(lambda t: (1 + 2 * t.probability) * t.distance),
-    "(1 + 4 D) distance": Reading(lambda t: (1 + 4 * t.probability) * t.distance),
-    "mean of the top 3": Reading(image=top(3)),
-    "mean of the top 10": Reading(image=top(10)),
+    "the article's score: discriminator, largest": Reading(lambda t: t.logit, largest=1),
+    "distance to exemplars alone": Reading(lambda t: t.distance),
+    "largest patch": Reading(largest=1),
+    "mean of the 3 largest": Reading(largest=3),
+    "mean of the 30 largest": Reading(largest=30),
     "largest of the smoothed map": Reading(image_from_map=True),
-    "smoothing 2": Reading(sigma=2.0),
+    "logits as they come": changed(side=1),
+    "logits averaged over 5 x 5": changed(side=5),
+    "temperature 1": changed(temperature=1.0),
+    "temperature 4": changed(temperature=4.0),
+    "(1 + 2 D') distance": changed(weight=2.0),
+    "(1 + D) distance, largest patch": dataclasses.replace(changed(side=1, temperature=1.0), largest=1),
     "smoothing 3": Reading(sigma=3.0),
-    "smoothing 6": Reading(sigma=6.0),
-    "1,024 exemplars": with_coreset(1024, 128),
-    "2,048 exemplars": with_coreset(2048, 128),
-    "8,192 exemplars": with_coreset(8192, 128),
-    "32 directions": with_coreset(N_EXEMPLARS, 32),
-    "64 directions": with_coreset(N_EXEMPLARS, 64),
-    "all directions": with_coreset(N_EXEMPLARS, 4096),
+    "smoothing 5": Reading(sigma=5.0),
 }
-CORESET_READINGS = tuple(
-    name for name in READINGS if name.endswith(("exemplars", "directions")) and name[0] in "12368a"
-)
-BASIC_READINGS = ("default", "discriminator")  # for trainings other than the default
+CORESET_READINGS: dict[str, Reading] = {
+    "2,048 exemplars": with_coreset(2048, N_DIRECTIONS),
+    "8,192 exemplars": with_coreset(8192, N_DIRECTIONS),
+    "64 directions": with_coreset(N_EXEMPLARS, 64),
+    "256 directions": with_coreset(N_EXEMPLARS, 256),
+}
+BASIC_READINGS = list(READINGS)[:2]  # for trainings other than the default
 AVERAGED = "heads of all seeds averaged"
 
 
@@ -273,21 +269,21 @@ def run_training(category: Features, detector: PBASDetector, lever: Training, se
     @cache
     def distances(n_exemplars: int, n_directions: int) -> Tensor:
         scorer = scorer_of(n_exemplars, n_directions)
-        both = [scorer._probability_and_distance(parts, None)[1] for parts in category.test_parts()]
-        return torch.cat(both) / scorer.mean_distance
+        of_images = [scorer.parts(parts)[1] for parts in category.test_parts()]
+        return torch.cat(of_images) / scorer.mean_distance
 
-    first = scorer_of(N_EXEMPLARS, 128)
-    both = [first._probability_and_distance(parts, None) for parts in category.test_parts()]
-    probability, distance = (torch.cat(values) for values in zip(*both, strict=True))
-    logit = torch.cat([first.discriminator(parts) for parts in category.test_parts()])
-    return Trained(probability, logit, distance / first.mean_distance, distances)
+    first = scorer_of(N_EXEMPLARS, N_DIRECTIONS)
+    both = [first.parts(parts) for parts in category.test_parts()]
+    logit, distance = (torch.cat(values) for values in zip(*both, strict=True))
+    return Trained(logit, distance / first.mean_distance, distances)
 
 
 def measure(category: Features, trained: Trained, reading: Reading) -> dict[str, float]:
     """Return the metrics of a reading."""
     patches = reading.patches(trained)
-    maps = MapRenderer(category.extractor.grid_shape, category.extractor.image_size, reading.sigma)(patches)
-    images = maps.flatten(1).amax(1) if reading.image_from_map else reading.image(patches)
+    maps = MapRenderer(category.extractor.grid_shape, category.extractor.image_size, reading.sigma)(patches.flatten(1))
+    largest = patches.flatten(1).topk(reading.largest, dim=1).values.mean(1)
+    images = maps.flatten(1).amax(1) if reading.image_from_map else largest
     return {
         "image_auroc": image_auroc(category.labels, images.numpy()),
         **{k: v for k, v in pixel_metrics(category.masks, maps.numpy()).items() if k in METRICS},
@@ -355,7 +351,9 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--training", nargs="+", default=list(TRAININGS), choices=list(TRAININGS), metavar="LEVER")
-    parser.add_argument("--reading", nargs="+", default=list(READINGS), choices=list(READINGS), metavar="READING")
+    parser.add_argument(
+        "--reading", nargs="+", default=list(READINGS), choices=[*READINGS, *CORESET_READINGS], metavar="READING"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.csv"))
     parser.add_argument("--memory", type=Path, default=Path("benchmarks/results/maps"), help="keeps the network's maps")
     parser.add_argument("--summary", action="store_true", help="only print the table")
@@ -373,15 +371,16 @@ def main() -> None:
             memory=options.memory,
             **lever.parameters,
         )
+        files = {s: kept / f"{name}-{category_name}-{s}.pt".replace(" ", "_") for s in options.seeds}
         category = None
         for seed in [*options.seeds, AVERAGED]:
             missing = [r for r in readings if (category_name, str(seed), name, r) not in done]
             if seed == AVERAGED:
-                missing = [r for r in missing if name == "default" and r in BASIC_READINGS]
+                kept_all = name == "default" and all(file.exists() for file in files.values())
+                missing = [r for r in missing if kept_all and r in BASIC_READINGS]
             if not missing:
                 continue
             category = category or load_features(category_name, options.data, detector)
-            files = {s: kept / f"{name}-{category_name}-{s}.pt".replace(" ", "_") for s in options.seeds}
             if seed == AVERAGED:
                 trained = Trained.averaged([Trained.of_file(file) for file in files.values()])
             elif files[seed].exists() and not set(missing) & set(CORESET_READINGS):
@@ -391,7 +390,7 @@ def main() -> None:
                 trained.save(files[seed])
             rows = [
                 {"category": category_name, "seed": seed, "training": name, "reading": reading}
-                | measure(category, trained, READINGS[reading])
+                | measure(category, trained, (READINGS | CORESET_READINGS)[reading])
                 for reading in missing
             ]
             append(options.output, rows)

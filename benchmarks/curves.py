@@ -37,8 +37,8 @@ PAPER_RECIPE = ("batch_size", "patches_per_step", "schedule", "projector_lr", "d
 class Measured(Callback):  # type: ignore[misc]
     """Measures the networks after an epoch, on the test images."""
 
-    def __init__(self, category: Features, distance: torch.Tensor, every: int) -> None:
-        self.category, self.distance, self.every = category, distance, every
+    def __init__(self, category: Features, fused: FusedScorer, distance: torch.Tensor, every: int) -> None:
+        self.category, self.fused, self.distance, self.every = category, fused, distance, every
         extractor = category.extractor
         self.renderer = MapRenderer(extractor.grid_shape, extractor.image_size, 4.0)
         self.rows: list[dict[str, Any]] = []
@@ -51,11 +51,14 @@ class Measured(Callback):  # type: ignore[misc]
         objective = net.module_.eval()
         scorer = DiscriminatorScorer(self.category.extractor.aggregator, objective.projector, objective.discriminator)
         logits = torch.cat([scorer(parts) for parts in self.category.test_parts()])
-        probability = torch.sigmoid(logits)
-        fused = (1 + probability) * self.distance
-        for name, scores, shown in (("discriminator", logits, probability), ("fused", fused, fused)):
+        fused = self.fused.fuse(logits.view_as(self.distance), self.distance).flatten(1)
+        patches = {
+            "discriminator": (scorer.of_images(logits), torch.sigmoid(logits)),
+            "fused": (self.fused.of_images(fused), fused),
+        }
+        for name, (image_scores, shown) in patches.items():
             pixels = pixel_metrics(self.category.masks, self.renderer(shown).numpy())
-            auroc = image_auroc(self.category.labels, scores.amax(1).numpy())
+            auroc = image_auroc(self.category.labels, image_scores.numpy())
             figures = {"image_auroc": auroc, "pixel_auroc": pixels["pixel_auroc"], "pixel_pro": pixels["pixel_pro"]}
             self.rows.append({"epoch": epoch, "score": name, **figures})
 
@@ -69,9 +72,9 @@ def run(category: Features, detector: PBASDetector, seed: int, every: int) -> li
     coreset = Coreset.of(pool, min(N_EXEMPLARS, len(features) * features.n_positions // 4))
     fused = FusedScorer(features.aggregator, objective.projector, objective.discriminator, coreset)
     fused.standardise(features.parts_in_order(1))
-    distance = torch.cat([fused._probability_and_distance(parts, None)[1] for parts in category.test_parts()])
+    distance = torch.cat([fused.parts(parts)[1] for parts in category.test_parts()])
     net = new_net(objective, settings, len(features), "")
-    measured = Measured(category, distance / fused.mean_distance, every)
+    measured = Measured(category, fused, distance, every)
     net.callbacks.append(("measured", measured))
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)

@@ -53,7 +53,7 @@ class Whole:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return image scores and maps."""
         scores = self.scorer(self.extractor.aggregator.pool(self.extractor.maps(images)))
-        return scores.amax(1), self.scorer.maps(scores, self.renderer)
+        return self.scorer.of_images(scores), self.scorer.maps(scores, self.renderer)
 
 
 def scratch_bytes(kind: str, name: str, size: int, batch: int, score: str) -> int:

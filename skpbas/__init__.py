@@ -9,17 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skpbas import datasets, metrics, presets
+    from skpbas import calibration, datasets, metrics, model_selection, presets, scorers
+    from skpbas import distributed as distributed
     from skpbas.estimator import PBASDetector
 
 __version__ = "0.1.0"
-__all__ = ["PBASDetector", "__version__", "datasets", "metrics", "presets"]
+__all__ = ["PBASDetector", "__version__", "calibration", "datasets", "metrics", "model_selection", "presets", "scorers"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "PBASDetector":
         return import_module("skpbas.estimator").PBASDetector
-    if name in __all__:
+    if name in __all__ or name == "distributed":  # which needs an extra, so that `import *` leaves it out
         return import_module(f"skpbas.{name}")
     raise AttributeError(f"module 'skpbas' has no attribute {name!r}")
 

@@ -47,6 +47,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "precision": [StrOptions(set(PRECISIONS))],
     "random_state": ["random_state"],
     "memory": [str, Path, HasMethods(["cache"]), None],
+    "callbacks": [HasMethods(["setup", "teardown", "on_fit_task_begin", "on_fit_task_end"]), list, tuple, None],
     "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
     "verbose": ["verbose"],
 }

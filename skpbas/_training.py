@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -121,6 +123,10 @@ class TrainingFeatures(Dataset[Tensor]):
             TrainingFeatures(self.store, rows, self.aggregator, self.device, self.generator) for rows in order.chunk(2)
         ]
 
+    def as_of_now(self) -> TrainingFeatures:
+        """Return the same features with a generator of their own, which goes on from where this one is."""
+        return TrainingFeatures(self.store, self.rows, self.aggregator, self.device, self.generator.clone_state())
+
     def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
         yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
 
@@ -235,10 +241,27 @@ def n_epochs(settings: TrainingSettings, n_images: int) -> int:
     return max(SUFFICIENT_EPOCHS, math.ceil(SUFFICIENT_STEPS / steps_an_epoch))
 
 
-def train_head(features: TrainingFeatures, settings: TrainingSettings, description: str = "training") -> TrainedHead:
+class EpochListener(Protocol):
+    """Who is told of epochs."""
+
+    def begin_epoch(self) -> None:
+        """Take note that an epoch begins."""
+
+    def end_epoch(self, head: Callable[[], TrainedHead]) -> bool:
+        """Return whether training ends here; ``head`` makes a copy of what it would leave behind."""
+
+
+def train_head(
+    features: TrainingFeatures,
+    settings: TrainingSettings,
+    description: str = "training",
+    *,
+    listener: EpochListener | None = None,
+    stop_after: int | None = None,
+) -> TrainedHead:
     """Compute the centre set, then train projector and discriminator on stored features.
 
-    ``description`` is the progress bar's.
+    ``description`` is the progress bar's. ``stop_after``: epochs after which training stops, where its schedule is.
 
     Raises
     ------
@@ -250,13 +273,25 @@ def train_head(features: TrainingFeatures, settings: TrainingSettings, descripti
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)
     try:
-        net.fit_loop(features)  # not fit(), which takes Ctrl-C for the end of training
+        for _ in range(net.max_epochs if stop_after is None else stop_after):
+            if listener is not None:
+                listener.begin_epoch()
+            net.fit_loop(features, epochs=1)  # not fit(), which takes Ctrl-C for the end of training
+            if listener is not None and listener.end_epoch(lambda: _copy_of_head(objective, net)):
+                break
     finally:
         net.notify("on_train_end", X=features, y=None)
-    objective.eval()
+    return _copy_of_head(objective, net)
+
+
+def _copy_of_head(objective: PBASObjective, net: NeuralNet) -> TrainedHead:
+    """Return the head as it is now; further training leaves it alone."""
+    projector, discriminator = copy.deepcopy(objective.projector), copy.deepcopy(objective.discriminator)
     terms = {name: net.history[:, name] for name in objective.term_names}
     curve = {"loss": [sum(means) for means in zip(*terms.values(), strict=True)], **terms}
-    return TrainedHead(objective.projector, objective.discriminator, objective.center, curve, len(net.history))
+    if discriminator is not None:
+        discriminator.eval()
+    return TrainedHead(projector.eval(), discriminator, objective.center, curve, len(net.history))
 
 
 def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBASObjective:
@@ -320,30 +355,82 @@ def score_stored(features: TrainingFeatures, scorer: Scorer, *, as_new: bool = F
     ``as_new``: of training images, as if the exemplars among their own patches were not there.
     """
     batches = features.parts_in_order(inference_batch(features.device))
-    worst = [scorer(parts, numbers if as_new else None).amax(1).cpu().double() for parts, numbers in batches]
-    return -torch.cat(worst).numpy()
+    scores = [scorer.of_images(scorer(parts, numbers if as_new else None)) for parts, numbers in batches]
+    return -torch.cat(scores).cpu().double().numpy()
 
 
-def estimate_offset(features: TrainingFeatures, scorer: Scorer, settings: TrainingSettings) -> float:
-    """Return the score below which about 1 in 100 unseen good images lie."""
+class Completion:
+    """What follows the training of a head, each made when first asked for: the scorer, then the threshold.
+
+    Parameters
+    ----------
+    features : TrainingFeatures
+        What the head was trained on.
+    head : TrainedHead
+    settings : TrainingSettings
+    contamination : "auto" or float
+    """
+
+    def __init__(
+        self,
+        features: TrainingFeatures,
+        head: TrainedHead,
+        settings: TrainingSettings,
+        contamination: str | float,
+    ) -> None:
+        self.features, self.head, self.settings, self.contamination = features, head, settings, contamination
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The fitted detector's attributes by name; in the place of scorer and threshold stands this object."""
+        return {
+            "center_": self.head.center,
+            "projector_": self.head.projector,
+            "discriminator_": self.head.discriminator,
+            "n_iter_": self.head.n_epochs,
+            "loss_curve_": self.head.loss_curve,
+            "device_": self.features.device,
+            "n_samples_fit_": len(self.features),
+            "_completion": self,
+        }
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What prediction runs."""
+        return new_scorer(self.features, self.head, self.settings)
+
+    @cached_property
+    def offset(self) -> float:
+        """Threshold on ``score_samples``."""
+        if self.contamination == "auto":
+            return estimate_offset(self.features, self.scorer, self.settings, stop_after=self.head.n_epochs)
+        return float(np.quantile(score_stored(self.features, self.scorer), float(self.contamination)))
+
+
+def estimate_offset(
+    features: TrainingFeatures, scorer: Scorer, settings: TrainingSettings, *, stop_after: int | None = None
+) -> float:
+    """Return the score below which about 1 in 100 unseen good images lie; a second head stops as the first did."""
     if isinstance(scorer, FusedScorer) and len(features) >= FEW_IMAGES:
         return auto_offset(-scorer.good_scores.cpu().double().numpy(), shift=0.0)
-    return auto_offset(score_stored(features, scorer, as_new=True), score_halves(features, settings))
+    halves = score_halves(features, settings, stop_after=stop_after)
+    return auto_offset(score_stored(features, scorer, as_new=True), halves)
 
 
 def score_halves(
-    features: TrainingFeatures, settings: TrainingSettings
+    features: TrainingFeatures, settings: TrainingSettings, *, stop_after: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Train a second head on one half of the images, and return its scores of that half and of the other.
 
-    It makes as many epochs as one on all images would, so half the steps. None where there are too few images.
+    It makes as many epochs as one on all images would, or ``stop_after``, so half the steps. None where there are too
+    few images.
     """
     if len(features) < SMALLEST_SPLIT:
         return None
     halves = features.halves()
     quiet = settings.verbose if settings.verbose == 1 else 0  # the lines an epoch are for the detector itself
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=quiet)
-    head = train_head(halves[0], settings, description="threshold")
+    head = train_head(halves[0], settings, description="threshold", stop_after=stop_after)
     scorer = new_scorer(halves[0], head, settings)
     return score_stored(halves[0], scorer, as_new=True), score_stored(halves[1], scorer, as_new=True)
 

@@ -37,3 +37,15 @@ class TrainingError(SkpbasError, ArithmeticError):
 
 class StorageError(SkpbasError, OSError):
     """A disk without room for what has to be kept."""
+
+
+class CalibrationError(SkpbasError, ValueError):
+    """Held-out images that cannot bear the false alarm rate asked for."""
+
+
+class ClusterError(SkpbasError, RuntimeError):
+    """A cluster that went away, or whose workers die over and over."""
+
+
+class ResultsError(SkpbasError, ValueError):
+    """A folder of results that come from other images, or from another detector."""

@@ -13,22 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.callback import with_callbacks
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skpbas._cache import MapCache
+from skpbas._callbacks import TakesCallbacks, completed
 from skpbas._devices import is_available, resolve_device
 from skpbas._features import LevelMaps
 from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
 from skpbas._targets import normal_rows
 from skpbas._training import (
-    Scorer,
+    Completion,
+    TrainedHead,
     TrainingFeatures,
     TrainingSettings,
-    estimate_offset,
-    new_scorer,
-    score_stored,
+    n_epochs,
     scorer_arithmetic,
     train_head,
 )
@@ -41,7 +42,7 @@ _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 _STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Find defective images, and where they are defective, after learning from good ones only.
 
     PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network gives a feature of every
@@ -117,6 +118,9 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Folder, or joblib.Memory, that keeps the network's maps of every image seen in ``fit`` and in prediction, by the
         content of image and network. Folds and candidates of a search, and later fits, then decode no image twice and
         run the backbone no second time; processes may share it. Scores move by float16's rounding, as in training.
+    callbacks : callback, sequence of callbacks or None, default=None
+        scikit-learn's (``sklearn.callback``), called beside those of ``set_callbacks``; clones share them. They see
+        every epoch, and a True from ``on_fit_task_end`` makes it the last: see "Callbacks" in the guide.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one a core.
     verbose : int, default=0
@@ -135,7 +139,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     offset_ : float
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     n_iter_ : int
-        Epochs run.
+        Epochs run: fewer than ``max_epochs`` where a callback ended the fit.
     loss_curve_ : dict of str to list of float
         Mean of "loss" and its terms "center", "normal" and "anomaly", an epoch.
     device_ : torch.device
@@ -181,6 +185,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     device_: torch.device
     n_samples_fit_: int
     map_shape_: tuple[int, int]
+    _renderer: MapRenderer
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
@@ -215,6 +220,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         precision: str = "auto",
         random_state: Any = None,
         memory: Any = None,
+        callbacks: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -246,6 +252,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.precision = precision
         self.random_state = random_state
         self.memory = memory
+        self.callbacks = callbacks
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -288,30 +295,35 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 if y is None
                 else f"fit needs at least 2 good images; y marks {len(rows)} of {len(items)} as good"
             )
+        return self._fit(items, rows, X, y)
+
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def _fit(self, items: Any, rows: NDArray[np.intp], X: Any, y: Any) -> Self:
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(draw_seed(self.random_state))
-        extractor = self._make_extractor(generator).to(device)
-        level_maps = self._level_maps(items, extractor)
-        store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(self.verbose))
-        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator)
         settings = self._training_settings()
-        head = train_head(features, settings)
-        scorer = new_scorer(features, head, settings)
-        if self.contamination == "auto":
-            offset = estimate_offset(features, scorer, settings)
-        else:
-            offset = float(np.quantile(score_stored(features, scorer), float(self.contamination)))
+        tasks = self._begin_fit(X, y, n_epochs(settings, len(rows)))
+        settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
+        with tasks.task("features"):
+            extractor = self._make_extractor(generator).to(device)
+            level_maps = self._level_maps(items, extractor)
+            store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(settings.verbose))
+        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator)
 
-        self.feature_extractor_ = extractor
-        self.center_, self.projector_, self.discriminator_ = head.center, head.projector, head.discriminator
-        self.offset_ = offset
-        self.n_iter_ = head.n_epochs
-        self.loss_curve_ = head.loss_curve
-        self.device_ = device
-        self.n_samples_fit_ = len(rows)
-        self.map_shape_ = extractor.image_size
-        self._scorer: Scorer = scorer
-        self._renderer = MapRenderer(extractor.grid_shape, self.map_shape_, self.smoothing_sigma).to(device)
+        def state_of(head: TrainedHead, features: TrainingFeatures) -> dict[str, Any]:
+            return {
+                "feature_extractor_": extractor,
+                "map_shape_": extractor.image_size,
+                "_renderer": MapRenderer(extractor.grid_shape, extractor.image_size, self.smoothing_sigma).to(device),
+                **Completion(features, head, settings, self.contamination).attributes,
+            }
+
+        epochs = tasks.epochs(lambda head: state_of(head, features.as_of_now()))
+        state = state_of(train_head(features, settings, listener=epochs), features)
+        with tasks.task("threshold"):
+            state |= completed(state.pop("_completion"))
+        self.__dict__.update(state)
+        tasks.end()
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -329,7 +341,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n,), float64
         """
-        batches = [scores.amax(1).cpu().double() for scores, _ in self._iter_patch_scores(X)]
+        batches = [self._scorer.of_images(scores).cpu().double() for scores, _ in self._iter_patch_scores(X)]
         return -torch.cat(batches).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -417,7 +429,7 @@ class PBASDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Iterator[tuple[float, NDArray[np.float32]]]:
         for scores, geometries in scored:
             maps = self._scorer.maps(scores, self._renderer)
-            image_scores = (-scores.amax(1).cpu().double()).tolist()
+            image_scores = (-self._scorer.of_images(scores).cpu().double()).tolist()
             for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
                 yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
 

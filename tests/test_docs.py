@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 
 import pytest
 
-from skpbas import PBASDetector, core, datasets, errors, metrics, presets
+from skpbas import PBASDetector, core, datasets, errors, metrics, model_selection, presets, scorers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -61,7 +61,7 @@ def test_every_method_appears_in_the_guide():
     assert [name for name in methods if not re.search(rf"\b{name}\b", guide)] == []
 
 
-@pytest.mark.parametrize("module", [metrics, datasets, presets, errors])
+@pytest.mark.parametrize("module", [metrics, scorers, model_selection, datasets, presets, errors])
 def test_the_reference_lists_every_public_name(module):
     reference = (DOCS / "api.rst").read_text(encoding="utf-8")
     names = getattr(module, "__all__", None) or [

@@ -73,22 +73,42 @@ def coreset_of(features, **sizes):
     return Coreset.of([(features.flatten(0, 1), numbers)], **sizes)
 
 
-def test_fused_scores_are_distances_that_the_discriminator_up_to_doubles():
-    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
+def averaged_over_neighbours(grid):
+    """Return each position's mean with those of its eight neighbours that there are, of one (H, W) grid."""
+    height, width = grid.shape
+    means = torch.empty_like(grid)
+    for i in range(height):
+        for j in range(width):
+            means[i, j] = grid[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean()
+    return means
+
+
+def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_doubles():
+    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 6), 3, 24, 16, 0, n_images=6)
     coreset = coreset_of(features, n_exemplars=40, n_directions=10)
     scorer = FusedScorer(aggregator, projector, discriminator, coreset)
     numbers = torch.arange(6)
     scorer.standardise([([part[rows] for part in pooled], rows) for rows in numbers.split(4)])
 
-    probability = torch.sigmoid(discriminator(projector(features).flatten(0, 1))).view(features.shape[:2])
-    distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 64, 40)
+    logits = discriminator(projector(features).flatten(0, 1)).view(6, 8, 6)
+    word = torch.sigmoid(torch.stack([averaged_over_neighbours(grid) for grid in logits]) / 2).flatten(1)
+    distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 48, 40)
     to_others = distance.masked_fill(coreset.owners == numbers[:, None, None], torch.inf).amin(2)
 
     def fused(distances):
-        return (1 + probability) * distances / to_others.mean()
+        return (1 + word) * distances / to_others.mean()
 
     torch.testing.assert_close(scorer(pooled), fused(distance.amin(2)), atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(scorer(pooled, numbers), fused(to_others), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("n_patches", "k"), [(16, 1), (199, 1), (400, 4), (1024, 10), (4096, 10)])
+def test_an_images_fused_score_is_the_mean_of_its_ten_largest_or_its_largest_hundredth(n_patches, k):
+    aggregator, projector, discriminator, _, features = case((4,), (4, 4), 1, 4, 8, 0)
+    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=4))
+    scores = torch.randn(3, n_patches, generator=torch.Generator().manual_seed(0))
+    expected = [sum(sorted(row.tolist())[-k:]) / k for row in scores]
+    torch.testing.assert_close(scorer.of_images(scores), torch.tensor(expected))
 
 
 def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
@@ -100,7 +120,7 @@ def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
     assert maps.min() >= 0
     assert maps.max() <= 1
     assert (maps.diff() > 0).all()
-    limit = scorer(pooled, torch.arange(6)).amax(1).mean().expand(1, 64)
+    limit = scorer.of_images(scorer(pooled, torch.arange(6))).mean().expand(1, 64)
     torch.testing.assert_close(scorer.maps(limit, MapRenderer((8, 8), (8, 8), 0.0)), torch.full((1, 8, 8), 0.5))
 
 

@@ -1,8 +1,8 @@
 """What a trained detector runs: the levels' parts of patch features to patch scores, and those to maps (METHOD 6).
 
 Each scorer takes what :meth:`PatchAggregator.pool` gives, (B, n_l, H_l, W_l), shallow first, and returns patch scores
-(B, P), higher for more anomalous. An image's score is the largest of its patches' (Eq. 11). The attribute
-``autocast`` is the arithmetic of the discriminator's first layer, None for float32.
+(B, P), higher for more anomalous. An image's score is the largest of its patches' (Eq. 11), or the mean of a few. The
+attribute ``autocast`` is the arithmetic of the discriminator's first layer, None for float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from skpbas.core.coreset import Coreset
 from skpbas.core.folding import LevelAffine, hidden_map
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
+
+_TEMPERATURE = 2.0  # of the discriminator's word in the fused score
+_LARGEST = 10  # patches whose scores make an image's fused score
 
 
 class DiscriminatorScorer(nn.Module):
@@ -60,6 +63,10 @@ class DiscriminatorScorer(nn.Module):
             hidden = self.hidden(pooled)
         return F.leaky_relu_(hidden.float(), self.slope) @ self.output
 
+    def of_images(self, scores: Tensor) -> Tensor:
+        """Return image scores (B,): the largest of the patches' (Eq. 11)."""
+        return scores.amax(1)
+
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores: D(phi(t)), upsampled and smoothed (Eq. 12), in [0, 1]."""
         return renderer(torch.sigmoid(scores)).clamp_(0, 1)
@@ -93,6 +100,10 @@ class DistanceScorer(nn.Module):
         u = self.projected(pooled)
         return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
 
+    def of_images(self, scores: Tensor) -> Tensor:
+        """Return image scores (B,): the largest of the patches' (Eq. 11)."""
+        return scores.amax(1)
+
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores s, upsampled and smoothed, as s / (s + scale), in [0, 1]."""
         distances = renderer(scores)
@@ -100,11 +111,13 @@ class DistanceScorer(nn.Module):
 
 
 class FusedScorer(nn.Module):
-    """s = (1 + D(phi(t))) * distance: the nearest exemplar of the training features, and the discriminator's word.
+    """s = (1 + D') * distance: the nearest exemplar of the training features, and the discriminator's word.
 
     The distance says how far away something is that is like nothing seen, the discriminator where normality ends next
-    to what it has seen. The distance is in units of its mean over the training images' patches, which leave out the
-    exemplars of their own image: a training image is as far away as a new one.
+    to what it has seen. Its word is softened, D' = sigmoid(l / 2), with l its logit averaged over a patch and its eight
+    neighbours. The distance is in units of its mean over the training images' patches, which leave out the exemplars of
+    their own image: a training image is as far away as a new one. An image's score is the mean of its ten largest
+    patch scores, or of its largest hundredth where that is fewer.
 
     Parameters
     ----------
@@ -144,18 +157,38 @@ class FusedScorer(nn.Module):
         batches : iterable of (sequence of Tensor, Tensor of shape (B,))
             Pooled parts and the images' numbers, as the coreset knows them.
         """
-        of_batches = [self._probability_and_distance(pooled, images) for pooled, images in batches]
-        probabilities, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
+        of_batches = [self.parts(pooled, images) for pooled, images in batches]
+        logits, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
         self.mean_distance = distances.mean().clamp_min(torch.finfo(torch.float32).eps)
-        self.good_scores = self._fuse(probabilities, distances).amax(1)
+        self.good_scores = self.of_images(self.fuse(logits, distances))
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
         """Return patch scores (B, P); ``images``: numbers (B,) of training images, scored as if they were new."""
-        return self._fuse(*self._probability_and_distance(pooled, images))
+        return self.fuse(*self.parts(pooled, images)).flatten(1)
+
+    def parts(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what is fused: the discriminator's logits and the distances, (B, H_0, W_0) each."""
+        pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
+        logits = self.discriminator(pooled)
+        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
+        owners = None if images is None else images.repeat_interleave(logits.shape[1])
+        grid = pooled[0].shape[-2:]
+        return logits.unflatten(1, grid), self.coreset.distance(points, owners).unflatten(0, (len(logits), *grid))
+
+    def fuse(self, logits: Tensor, distance: Tensor) -> Tensor:
+        """Return scores (B, H_0, W_0) of what :meth:`parts` gave."""
+        around = F.avg_pool2d(logits[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+        return (1 + torch.sigmoid(around / _TEMPERATURE)) * (distance / self.mean_distance)
+
+    def of_images(self, scores: Tensor) -> Tensor:
+        """Return image scores (B,): the mean of the few largest patch scores."""
+        patches = scores.flatten(1)
+        k = min(max(patches.shape[1] // 100, 1), _LARGEST)
+        return patches.topk(k, dim=1).values.mean(1)
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
-        """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst patch of a good image has."""
+        """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst of a good image have."""
         s = renderer(scores).clamp_(min=0)
         return s / (s + self.good_scores.mean().clamp_min(torch.finfo(torch.float32).eps))
 
@@ -168,13 +201,3 @@ class FusedScorer(nn.Module):
     def autocast(self, dtype: torch.dtype | None) -> None:
         self.discriminator.autocast = dtype
         self.coreset.in_bfloat16 = dtype == torch.bfloat16
-
-    def _probability_and_distance(self, pooled: Sequence[Tensor], images: Tensor | None) -> tuple[Tensor, Tensor]:
-        pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
-        probability = torch.sigmoid(self.discriminator(pooled))
-        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
-        owners = None if images is None else images.repeat_interleave(probability.shape[1])
-        return probability, self.coreset.distance(points, owners).view(probability.shape)
-
-    def _fuse(self, probability: Tensor, distance: Tensor) -> Tensor:
-        return (1 + probability) * (distance / self.mean_distance)
