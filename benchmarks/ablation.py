@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -111,7 +112,13 @@ TRAININGS: dict[str, Training] = {
     "half the steps": Training(steps=(300, 12)),
     "twice the steps": Training(steps=(1200, 48)),
     "hidden 256": Training({"hidden_dim": 256}),
-    "hidden 512": Training({"hidden_dim": 512}),
+    "hidden 1024": Training({"hidden_dim": 1024}),
+    "Xavier's projector": Training({"projector_init": "xavier"}),
+    "Xavier's projector, hidden 1024": Training({"projector_init": "xavier", "hidden_dim": 1024}),
+    "Xavier's projector, hidden 256": Training({"projector_init": "xavier", "hidden_dim": 256}),
+    "Xavier's projector, hidden 1024, twice the steps": Training(
+        {"projector_init": "xavier", "hidden_dim": 1024}, steps=(1200, 48)
+    ),
     "alpha 0.2": Training({"alpha": 0.2}),
     "alpha 0.5": Training({"alpha": 0.5}),
     "alpha from 0.1 to 0.5 at random": Training(options={"alphas": (0.1, 0.5)}),
@@ -371,7 +378,8 @@ def main() -> None:
             memory=options.memory,
             **lever.parameters,
         )
-        files = {s: kept / f"{name}-{category_name}-{s}.pt".replace(" ", "_") for s in options.seeds}
+        stem = re.sub(r"[^\w-]+", "_", f"{name}-{category_name}")
+        files = {s: kept / f"{stem}-{s}.pt" for s in options.seeds}
         category = None
         for seed in [*options.seeds, AVERAGED]:
             missing = [r for r in readings if (category_name, str(seed), name, r) not in done]

@@ -31,7 +31,15 @@ from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
 COLUMNS = ("category", "seed", "recipe", "epochs", "epoch", "score", "image_auroc", "pixel_auroc", "pixel_pro")
-PAPER_RECIPE = ("batch_size", "patches_per_step", "schedule", "projector_lr", "discriminator_lr")
+PAPER_RECIPE = (
+    "projector_init",
+    "hidden_dim",
+    "batch_size",
+    "patches_per_step",
+    "schedule",
+    "projector_lr",
+    "discriminator_lr",
+)
 
 
 class Measured(Callback):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from measure import PeakMemory, in_child, in_turn, report
 from plain import PlainMethod, normalise
 from torch import Tensor, nn
 
+from skpbas import PBASDetector
 from skpbas._training import scorer_arithmetic
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset
@@ -39,7 +40,7 @@ class Whole:
         generator = torch.Generator().manual_seed(0)
         self.extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
         d = self.extractor.feature_dim
-        networks = Projector(d, generator), Discriminator(d, 1024, generator).eval()
+        networks = Projector(d, generator), Discriminator(d, PBASDetector().hidden_dim, generator).eval()
         if score == "discriminator":
             self.scorer: Any = DiscriminatorScorer(self.extractor.aggregator, *networks)
         else:

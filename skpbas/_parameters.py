@@ -14,6 +14,7 @@ from torch import nn
 
 from skpbas.core.backbones import TORCHVISION_BACKBONES
 from skpbas.core.centers import CENTER_INITS
+from skpbas.core.networks import PROJECTOR_INITS
 from skpbas.core.synthesis import SYNTHESES
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -31,6 +32,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "synthesis": [StrOptions(set(SYNTHESES)), None],
     "alpha": [Interval(Real, 0, None, closed="neither")],
     "noise_std": [Interval(Real, 0, None, closed="neither")],
+    "projector_init": [StrOptions(set(PROJECTOR_INITS))],
     "hidden_dim": [Interval(Integral, 1, None, closed="left")],
     "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],

@@ -46,6 +46,7 @@ class TrainingSettings:
     synthesis: str | None
     alpha: float
     noise_std: float
+    projector_init: str
     hidden_dim: int
     max_epochs: int | str
     batch_size: int
@@ -299,7 +300,7 @@ def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBA
     device, feature_dim = features.device, features.aggregator.feature_dim
     initial = torch.Generator().manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
-    projector = Projector(feature_dim, initial).to(device)
+    projector = Projector(feature_dim, initial, settings.projector_init).to(device)
     discriminator = (
         None if settings.synthesis is None else Discriminator(feature_dim, settings.hidden_dim, initial).to(device)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 
 from skpbas._cache import MapCache
 from skpbas._callbacks import TakesCallbacks, completed
-from skpbas._devices import is_available, resolve_device
+from skpbas._devices import resolve_device
 from skpbas._features import LevelMaps
 from skpbas._images import Geometry, ImageSequence, check_images
 from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
+from skpbas._pickles import OpensAnywhere
 from skpbas._targets import normal_rows
 from skpbas._training import (
     Completion,
@@ -30,7 +30,6 @@ from skpbas._training import (
     TrainingFeatures,
     TrainingSettings,
     n_epochs,
-    scorer_arithmetic,
     train_head,
 )
 from skpbas.core.backbones import FeatureExtractor, build_backbone
@@ -42,7 +41,7 @@ _AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 _STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Find defective images, and where they are defective, after learning from good ones only.
 
     PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network gives a feature of every
@@ -80,7 +79,9 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
         Anomaly degree: how far beyond a feature its anomaly lies, in mean distances to the centre.
     noise_std : float, default=0.015
         Standard deviation of "gaussian".
-    hidden_dim : int, default=1024
+    projector_init : {"orthogonal", "xavier"}, default="orthogonal"
+        Weights that phi starts with: a random rotation, or Xavier's normal law (the article's).
+    hidden_dim : int, default=512
         Hidden width of the discriminator.
     max_epochs : int or "auto", default="auto"
         Passes over the training images; "auto": 24, or as many as make 600 optimisation steps.
@@ -97,7 +98,8 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
     score : {"fused", "discriminator", "distance"}, default="fused"
         What a patch's score is. "discriminator": D's alone, as in the article; "distance": how far its feature is from
         the nearest centre; "fused": the distance to the nearest of 4,096 exemplars of the training features, in units
-        of its mean over the training images, times 1 + D(phi(t)). Without synthesis: "distance".
+        of its mean over the training images, times one plus D's softened word (see "Method" in the guide). Without
+        synthesis: "distance".
     smoothing_sigma : float, default=4.0
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
@@ -204,7 +206,8 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
         synthesis: str | None = "ray",
         alpha: float = 0.3,
         noise_std: float = 0.015,
-        hidden_dim: int = 1024,
+        projector_init: str = "orthogonal",
+        hidden_dim: int = 512,
         max_epochs: int | str = "auto",
         batch_size: int = 8,
         patches_per_step: int | None = 1024,
@@ -236,6 +239,7 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
         self.synthesis = synthesis
         self.alpha = alpha
         self.noise_std = noise_std
+        self.projector_init = projector_init
         self.hidden_dim = hidden_dim
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -329,9 +333,9 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
 
-        The score is minus the largest score of an image's patches (Eq. 11). None of them ends at a largest value, so
-        images rank even where D(phi(t)) rounds to 1: "discriminator" takes the logit log(D / (1 - D)), and in "fused"
-        and "distance" the distance goes on.
+        The score is minus the largest score of an image's patches (Eq. 11), of "fused" the mean of the ten largest.
+        None of them ends at a largest value, so images rank even where D(phi(t)) rounds to 1: "discriminator" takes
+        the logit log(D / (1 - D)), and in "fused" and "distance" the distance goes on.
 
         Parameters
         ----------
@@ -375,7 +379,7 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
 
         The patches' scores, brought to the size of the network's input and smoothed (Eq. 12). With
         ``score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), m its mean in the last
-        epoch; a fused score so that 0.5 is what the worst patch of a good training image has on average.
+        epoch; a fused score so that 0.5 is what the worst patches of a good image have.
 
         Parameters
         ----------
@@ -476,24 +480,3 @@ class PBASDetector(TakesCallbacks, OutlierMixin, BaseEstimator):  # type: ignore
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
-
-    def __getstate__(self) -> dict[str, Any]:
-        # tensors leave for the CPU, so that a detector fitted on a GPU opens anywhere
-        state = dict(super().__getstate__())
-        if "device_" in state and state["device_"].type != "cpu":
-            for name in _ON_DEVICE:
-                if state[name] is not None:
-                    state[name] = copy.deepcopy(state[name]).to("cpu")
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "device_" in state:
-            self.device_ = state["device_"] if is_available(state["device_"]) else torch.device("cpu")
-            for name in _ON_DEVICE:
-                if state[name] is not None:
-                    setattr(self, name, state[name].to(self.device_))
-            self._scorer.autocast = scorer_arithmetic(self._scorer, self.precision, self.device_)
-
-
-_ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "_scorer", "_renderer")

@@ -20,6 +20,7 @@ PAPER: dict[str, Any] = {
     "center_momentum": 0.1,
     "synthesis": "ray",
     "alpha": 0.3,
+    "projector_init": "xavier",
     "hidden_dim": 1024,
     "max_epochs": 400,
     "batch_size": 8,

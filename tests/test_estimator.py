@@ -69,12 +69,14 @@ def test_fused_scores_still_rank_where_probabilities_round_to_one(fitted, spoile
 
 @pytest.mark.parametrize("score", ["discriminator", "distance", "fused"])
 def test_every_score_finds_what_is_spoiled_and_gives_maps_in_the_unit_interval(score, good_images, spoiled):
-    detector = small_detector(score=score).fit(good_images)
+    # pretrained features: among random ones a discriminator alone points well with some seeds only
+    detector = small_detector(score=score, image_size=128, max_epochs=30).set_params(backbone="embedded")
+    detector.fit(good_images)
     assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
     maps = detector.anomaly_map(spoiled)
     assert maps.min() >= 0
     assert maps.max() <= 1
-    assert maps[:, 24:36, 24:36].mean() > 1.1 * maps[:, :, 50:].mean()
+    assert maps[:, 48:72, 48:72].mean() > 1.1 * maps[:, :, 100:].mean()
 
 
 def test_maps_lie_in_the_unit_interval_at_the_models_size(fitted, good_images):

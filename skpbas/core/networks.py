@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+PROJECTOR_INITS = ("orthogonal", "xavier")
+
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool) -> nn.Linear:
     """Make a Linear layer, weights Xavier-normal, drawn from ``generator`` and not from the global stream."""
@@ -25,11 +27,16 @@ class Projector(nn.Module):
         Dimension d of t and of u.
     generator : torch.Generator
         Source of the initial weights.
+    init : {"orthogonal", "xavier"}, default="orthogonal"
+        Law of the weights. "orthogonal": a random rotation, which leaves lengths and angles as they are, so that
+        centres hardly depend on the seed; "xavier": Xavier's normal law (the article's).
     """
 
-    def __init__(self, feature_dim: int, generator: torch.Generator) -> None:
+    def __init__(self, feature_dim: int, generator: torch.Generator, init: str = "orthogonal") -> None:
         super().__init__()
         self.linear = _linear(feature_dim, feature_dim, generator, bias=True)
+        if init == "orthogonal":
+            nn.init.orthogonal_(self.linear.weight, generator=generator)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., d) to (..., d)."""
