@@ -147,6 +147,7 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
             refit=False,
             cv=GroupNormalKFold(options.folds),
             error_score="raise",
+            n_jobs=options.n_jobs,
         )
         start = time.perf_counter()
         with clock.watching():
@@ -177,7 +178,8 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
             "search": whole,
             "one extraction": seconds_extracting,
             **clock.seconds,
-            "ratio": whole / (clock.seconds["training"] + seconds_extracting),
+            # the parts of fits in other processes are not seen
+            "ratio": whole / (clock.seconds["training"] + seconds_extracting) if options.n_jobs == 1 else None,
         },
     }
 
@@ -194,7 +196,7 @@ def show(category: str, result: dict[str, Any]) -> None:
         for metric, figures in result["agreement"].items()
     ]
     print(f"\n{table(agreements)}")
-    print("\nseconds: " + ", ".join(f"{name} {value:.2f}" for name, value in result["seconds"].items()))
+    print("\nseconds: " + ", ".join(f"{name} {_short(value)}" for name, value in result["seconds"].items()))
 
 
 def _short(value: Any) -> str:
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--patch-size", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-jobs", type=int, default=1, help="processes of the search")
     parser.add_argument("--limit", type=int, help="at most so many good, and so many defective images")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further parameters")
     parser.add_argument("--name", default="", help="a word for the files' names")
