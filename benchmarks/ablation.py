@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from skpbas import PBASDetector, _training
+from skpbas._exemplars import CORESET_POOL
 from skpbas._training import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
 from skpbas.core import losses
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset, farthest_points
@@ -263,7 +264,7 @@ def run_training(category: Features, detector: PBASDetector, lever: Training, se
     finally:
         _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = saved
         losses.nearest_center = nearest
-    pool = list(features.sample(_training.CORESET_POOL))
+    pool = list(features.sample(CORESET_POOL, seed))
 
     def scorer_of(n_exemplars: int, n_directions: int) -> FusedScorer:
         assert head.discriminator is not None
@@ -276,11 +277,11 @@ def run_training(category: Features, detector: PBASDetector, lever: Training, se
     @cache
     def distances(n_exemplars: int, n_directions: int) -> Tensor:
         scorer = scorer_of(n_exemplars, n_directions)
-        of_images = [scorer.parts(parts)[1] for parts in category.test_parts()]
+        of_images = [scorer.distances(parts) for parts in category.test_parts()]
         return torch.cat(of_images) / scorer.mean_distance
 
     first = scorer_of(N_EXEMPLARS, N_DIRECTIONS)
-    both = [first.parts(parts) for parts in category.test_parts()]
+    both = [(first.logits(parts), first.distances(parts)) for parts in category.test_parts()]
     logit, distance = (torch.cat(values) for values in zip(*both, strict=True))
     return Trained(logit, distance / first.mean_distance, distances)
 

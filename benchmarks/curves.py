@@ -24,8 +24,9 @@ from measure import table
 from skorch.callbacks import Callback
 
 from skpbas import PBASDetector, presets
-from skpbas._training import CORESET_POOL, N_EXEMPLARS, new_net, new_objective
-from skpbas.core.coreset import Coreset
+from skpbas._exemplars import CORESET_POOL
+from skpbas._training import new_net, new_objective
+from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
 from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
@@ -76,11 +77,11 @@ def run(category: Features, detector: PBASDetector, seed: int, every: int) -> li
     features = category.training(seed)
     settings = detector._training_settings()
     objective = new_objective(features, settings)
-    pool = list(features.sample(CORESET_POOL))
+    pool = list(features.sample(CORESET_POOL, seed))
     coreset = Coreset.of(pool, min(N_EXEMPLARS, len(features) * features.n_positions // 4))
     fused = FusedScorer(features.aggregator, objective.projector, objective.discriminator, coreset)
     fused.standardise(features.parts_in_order(1))
-    distance = torch.cat([fused.parts(parts)[1] for parts in category.test_parts()])
+    distance = torch.cat([fused.distances(parts) for parts in category.test_parts()])
     net = new_net(objective, settings, len(features), "")
     measured = Measured(category, fused, distance, every)
     net.callbacks.append(("measured", measured))

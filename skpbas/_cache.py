@@ -49,8 +49,8 @@ class MapCache:
 
     def __init__(self, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
         self.dtype, self.extractor, self.resize = dtype, extractor, resize
-        location = str(memory) if isinstance(memory, PathLike) else memory
-        self._entries = check_memory(location).cache(_entry, ignore=["maps", "input_shape"])
+        self.memory = check_memory(str(memory) if isinstance(memory, PathLike) else memory)
+        self._entries = self.memory.cache(_entry, ignore=["maps", "input_shape"])
         backbone = extractor.backbone
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()}
         of_network = (repr(backbone), weights, getattr(backbone, "layers", None))

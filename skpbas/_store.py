@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -76,6 +78,15 @@ class FeatureStore:
     def tables(self) -> list[Tensor]:
         """The maps as (n * H_l * W_l, C_l) tables, in place."""
         return [level.flatten(0, 2) for level in self._levels]
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of the content, once all maps are written."""
+        digest = hashlib.blake2b(str([level.shape for level in self._levels]).encode(), digest_size=20)
+        for level in self._levels:
+            for image in level:
+                digest.update(image.cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
         """Write the maps (B, C_l, H_l, W_l) of a batch of images from position ``start``."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from joblib import Memory
 from numpy.typing import NDArray
 from skorch import NeuralNet
 from skorch.callbacks import Callback, LRScheduler
@@ -19,12 +20,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import Dataset
 
 from skpbas._devices import discriminator_arithmetic, inference_batch
+from skpbas._exemplars import fused_scorer
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
 from skpbas._threshold import SMALLEST_SPLIT, auto_offset
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 from skpbas.core.centers import initial_center
-from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
@@ -32,7 +33,6 @@ from skpbas.errors import TrainingError
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
 FEW_IMAGES = 64  # fewer than these know their own discriminator's probabilities too well to stand for new ones
-CORESET_POOL = 2**17  # patches among which exemplars are selected
 
 Scorer = DiscriminatorScorer | DistanceScorer | FusedScorer
 
@@ -76,6 +76,8 @@ class TrainingFeatures(Dataset[Tensor]):
         Where batches go.
     generator : torch.Generator
         On the CPU; every pass draws a new order from it.
+    memory : joblib.Memory or None
+        Keeps exemplars across fits.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class TrainingFeatures(Dataset[Tensor]):
         aggregator: PatchAggregator,
         device: torch.device,
         generator: torch.Generator,
+        memory: Memory | None = None,
     ) -> None:
         self.store, self.rows, self.aggregator = store, rows, aggregator
-        self.device, self.generator = device, generator
+        self.device, self.generator, self.memory = device, generator, memory
         self.n_positions = math.prod(store.grids[0])
         self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
 
@@ -111,22 +114,24 @@ class TrainingFeatures(Dataset[Tensor]):
                 drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
                 yield self._gather(rows, drawn)
 
-    def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+    def sample(self, n_patches: int, seed: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield patch features t, (N, d), and their images' numbers (N,): drawn from all images, in batches."""
-        drawn = torch.randperm(len(self) * self.n_positions, generator=self.generator)[:n_patches]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(self) * self.n_positions, generator=generator)[:n_patches]
         for part in drawn.split(batch_size):
             yield self._gather(self.rows, part), self.rows[part // self.n_positions]
 
     def halves(self) -> list[TrainingFeatures]:
         """Split the images into two halves at random."""
         order = self.rows[torch.randperm(len(self), generator=self.generator)]
-        return [
-            TrainingFeatures(self.store, rows, self.aggregator, self.device, self.generator) for rows in order.chunk(2)
-        ]
+        return [self._view(rows, self.generator) for rows in order.chunk(2)]
 
     def as_of_now(self) -> TrainingFeatures:
         """Return the same features with a generator of their own, which goes on from where this one is."""
-        return TrainingFeatures(self.store, self.rows, self.aggregator, self.device, self.generator.clone_state())
+        return self._view(self.rows, self.generator.clone_state())
+
+    def _view(self, rows: Tensor, generator: torch.Generator) -> TrainingFeatures:
+        return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory)
 
     def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
         yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
@@ -331,11 +336,9 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
     elif settings.score == "discriminator":
         scorer = DiscriminatorScorer(aggregator, head.projector, head.discriminator)
     else:
-        n_exemplars = min(N_EXEMPLARS, len(features) * features.n_positions // 4)
-        coreset = Coreset.of(features.sample(CORESET_POOL), n_exemplars)
-        scorer = FusedScorer(aggregator, head.projector, head.discriminator, coreset).to(features.device)
-        scorer.autocast = scorer_arithmetic(scorer, settings.precision, features.device)
-        scorer.standardise(features.parts_in_order(inference_batch(features.device)))
+        arithmetic = discriminator_arithmetic(settings.precision, features.device)
+        seed = _draw_seed(features.generator)
+        return fused_scorer(features, head.projector, head.discriminator, arithmetic, seed)
     scorer.autocast = scorer_arithmetic(scorer, settings.precision, features.device)
     return scorer.to(features.device)
 

@@ -118,8 +118,9 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         torch are neither read nor changed.
     memory : str, Path, joblib.Memory or None, default=None
         Folder, or joblib.Memory, that keeps the network's maps of every image seen in ``fit`` and in prediction, by the
-        content of image and network. Folds and candidates of a search, and later fits, then decode no image twice and
-        run the backbone no second time; processes may share it. Scores move by float16's rounding, as in training.
+        content of image and network, and exemplars by the content of the features. Folds and candidates of a search,
+        and later fits, then decode no image twice and run the backbone no second time; processes may share it. Scores
+        move by float16's rounding, as in training.
     callbacks : callback, sequence of callbacks or None, default=None
         scikit-learn's (``sklearn.callback``), called beside those of ``set_callbacks``; clones share them. They see
         every epoch, and a True from ``on_fit_task_end`` makes it the last: see "Callbacks" in the guide.
@@ -312,7 +313,8 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
             extractor = self._make_extractor(generator).to(device)
             level_maps = self._level_maps(items, extractor)
             store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(settings.verbose))
-        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator)
+        memory = None if level_maps.cache is None else level_maps.cache.memory
+        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator, memory)
 
         def state_of(head: TrainedHead, features: TrainingFeatures) -> dict[str, Any]:
             return {

@@ -18,6 +18,7 @@ from PIL import Image
 import skpbas._store
 from skpbas._store import FeatureStore
 from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.coreset import Coreset
 from skpbas.errors import ImageNotFoundError, StorageError
 
 SHAPES = [(6, 4, 5), (8, 2, 3)]
@@ -196,3 +197,24 @@ def test_a_file_that_goes_missing_is_named_with_memory_too(fitted, good_images, 
     paths[1].unlink()
     with pytest.raises(ImageNotFoundError, match=r"X\[1\] .*1\.png"):
         list(scores)
+
+
+def test_with_memory_exemplars_are_selected_once_for_every_alpha_and_anew_for_other_images(
+    good_images, tmp_path, monkeypatch
+):
+    calls = []
+    select = Coreset.of.__func__
+    monkeypatch.setattr(Coreset, "of", classmethod(lambda cls, *args: calls.append(1) or select(cls, *args)))
+    for alpha in (0.3, 0.5):
+        small_detector(memory=tmp_path, contamination=0.1, alpha=alpha).fit(good_images)
+    assert len(calls) == 1
+    small_detector(memory=tmp_path, contamination=0.1).fit(good_images[:-1])
+    small_detector(memory=tmp_path, contamination=0.1, patch_size=1).fit(good_images)
+    small_detector(memory=tmp_path, contamination=0.1, random_state=1).fit(good_images)
+    assert len(calls) == 4
+
+
+def test_kept_exemplars_give_the_scores_of_selected_ones(good_images, tmp_path):
+    first, second = (small_detector(memory=tmp_path, alpha=0.5).fit(good_images) for _ in range(2))
+    np.testing.assert_array_equal(first.score_samples(good_images), second.score_samples(good_images))
+    assert first.offset_ == second.offset_

@@ -149,35 +149,46 @@ class FusedScorer(nn.Module):
         self.register_buffer("good_scores", torch.ones(1))
 
     @torch.no_grad()
-    def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+    def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], distances: Tensor | None = None) -> None:
         """Take the scale of distances, and of whole scores, from the training images.
 
         Parameters
         ----------
         batches : iterable of (sequence of Tensor, Tensor of shape (B,))
             Pooled parts and the images' numbers, as the coreset knows them.
+        distances : Tensor of shape (n, H_0, W_0) or None
+            What :meth:`distances` gives for these images, where it is known.
         """
-        of_batches = [self.parts(pooled, images) for pooled, images in batches]
-        logits, distances = (torch.cat(values) for values in zip(*of_batches, strict=True))
+        of_batches = [
+            (self.logits(pooled), self.distances(pooled, images) if distances is None else None)
+            for pooled, images in batches
+        ]
+        logits = torch.cat([of_batch for of_batch, _ in of_batches])
+        if distances is None:
+            distances = torch.cat([of_batch for _, of_batch in of_batches if of_batch is not None])
         self.mean_distance = distances.mean().clamp_min(torch.finfo(torch.float32).eps)
         self.good_scores = self.of_images(self.fuse(logits, distances))
 
     @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
         """Return patch scores (B, P); ``images``: numbers (B,) of training images, scored as if they were new."""
-        return self.fuse(*self.parts(pooled, images)).flatten(1)
-
-    def parts(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what is fused: the discriminator's logits and the distances, (B, H_0, W_0) each."""
         pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
-        logits = self.discriminator(pooled)
-        points = self.reduced(pooled).flatten(0, 1)  # (B * P, q)
-        owners = None if images is None else images.repeat_interleave(logits.shape[1])
-        grid = pooled[0].shape[-2:]
-        return logits.unflatten(1, grid), self.coreset.distance(points, owners).unflatten(0, (len(logits), *grid))
+        return self.fuse(self.logits(pooled), self.distances(pooled, images)).flatten(1)
+
+    def logits(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return the discriminator's logits (B, H_0, W_0)."""
+        logits: Tensor = self.discriminator(pooled)
+        return logits.unflatten(1, pooled[0].shape[-2:])
+
+    def distances(self, pooled: Sequence[Tensor], images: Tensor | None = None) -> Tensor:
+        """Return the distances to the nearest exemplar (B, H_0, W_0); ``images`` as in :meth:`forward`."""
+        points = self.reduced(pooled)  # (B, P, q)
+        owners = None if images is None else images.repeat_interleave(points.shape[1])
+        of_points = self.coreset.distance(points.flatten(0, 1), owners)
+        return of_points.unflatten(0, (len(points), *pooled[0].shape[-2:]))
 
     def fuse(self, logits: Tensor, distance: Tensor) -> Tensor:
-        """Return scores (B, H_0, W_0) of what :meth:`parts` gave."""
+        """Return scores (B, H_0, W_0) of logits and distances."""
         around = F.avg_pool2d(logits[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
         return (1 + torch.sigmoid(around / _TEMPERATURE)) * (distance / self.mean_distance)
 
