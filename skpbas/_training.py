@@ -32,7 +32,6 @@ from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
 from skpbas.errors import TrainingError
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
-FEW_IMAGES = 64  # fewer than these know their own discriminator's probabilities too well to stand for new ones
 
 Scorer = DiscriminatorScorer | DistanceScorer | FusedScorer
 
@@ -415,7 +414,7 @@ def estimate_offset(
     features: TrainingFeatures, scorer: Scorer, settings: TrainingSettings, *, stop_after: int | None = None
 ) -> float:
     """Return the score below which about 1 in 100 unseen good images lie; a second head stops as the first did."""
-    if isinstance(scorer, FusedScorer) and len(features) >= FEW_IMAGES:
+    if isinstance(scorer, FusedScorer):  # its training images were scored as if they were new
         return auto_offset(-scorer.good_scores.cpu().double().numpy(), shift=0.0)
     halves = score_halves(features, settings, stop_after=stop_after)
     return auto_offset(score_stored(features, scorer, as_new=True), halves)

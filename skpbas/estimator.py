@@ -104,9 +104,8 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
         Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the training
-        images' scores against each other's exemplars; without "fused", or with fewer than 64 images, by one that trains
-        a second time, on one half, to see how the other half scores. A float: that share of the training images is
-        flagged.
+        images' scores against each other's exemplars; without "fused", by one that trains a second time, on one half,
+        to see how the other half scores. A float: that share of the training images is flagged.
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first there is.
     precision : {"auto", "float32", "bfloat16"}, default="auto"

@@ -244,7 +244,7 @@ def test_the_thresholds_own_training_stops_as_early_and_no_callback_sees_it(good
         _training._Net, "fit_loop", lambda net, *a, **k: (epochs.append(net), original(net, *a, **k))[1]
     )
     callback = StopAfter(3)
-    detector_with(callback).fit(good_images)  # so few that a second head is asked
+    detector_with(callback, score="discriminator").fit(good_images)  # a score that asks for a second head
     assert [epochs.count(net) for net in dict.fromkeys(epochs)] == [3, 3]
     assert callback.seen == 3
 
