@@ -151,7 +151,7 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
                     line.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1)
             line.set(xlabel="epoch", ylabel=title if column == 0 else None)
         axes[0, column].set_title(category)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), fontsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
 
