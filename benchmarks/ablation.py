@@ -13,7 +13,6 @@ Test labels are read for the table alone: nothing is chosen by a run.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import re
 import statistics
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from categories import GENERATED, Features, load_features
-from measure import table
+from measure import append_rows, read_rows, table
 from skorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -301,25 +300,6 @@ def measure(category: Features, trained: Trained, reading: Reading) -> dict[str,
 # Runs and tables
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows written so far."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows behind those that are there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*KEY, *METRICS])
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def summary(rows: list[dict[str, str]], base: tuple[str, str] = ("default", "default")) -> list[dict[str, str]]:
     """Return a row a lever: the base's metrics, or how far the lever's lie from them, means over the seeds."""
     cells: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -402,7 +382,7 @@ def main() -> None:
                 | measure(category, trained, (READINGS | CORESET_READINGS)[reading])
                 for reading in missing
             ]
-            append(options.output, rows)
+            append_rows(options.output, rows)
             print(name, category_name, seed, {k: round(rows[0][k], 4) for k in METRICS}, flush=True)
     print(table(summary(read_rows(options.output))))
 

@@ -12,7 +12,6 @@ category, seed and recipe that is there whole is not run again.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from categories import GENERATED, Features, load_features
-from measure import table
+from measure import append_rows, read_rows, table
 from skorch.callbacks import Callback
 
 from skpbas import PBASDetector, presets
@@ -31,7 +30,6 @@ from skpbas.core.maps import MapRenderer
 from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
-COLUMNS = ("category", "seed", "recipe", "epochs", "epoch", "score", "image_auroc", "pixel_auroc", "pixel_pro")
 PAPER_RECIPE = (
     "projector_init",
     "hidden_dim",
@@ -171,12 +169,6 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, help="write the curves as a picture")
     options = parser.parse_args()
 
-    def read() -> list[dict[str, str]]:
-        if not options.output.exists():
-            return []
-        with options.output.open(newline="") as file:
-            return list(csv.DictReader(file))
-
     for name in options.category:
         category = None
         for recipe in options.recipe:
@@ -191,20 +183,17 @@ def main() -> None:
                 **parameters,
             )
             for seed in options.seeds:
-                if any((r["category"], r["recipe"], r["seed"]) == (name, recipe, str(seed)) for r in read()):
+                if any(
+                    (r["category"], r["recipe"], r["seed"]) == (name, recipe, str(seed))
+                    for r in read_rows(options.output)
+                ):
                     continue
                 category = category or load_features(name, options.data, detector)
                 rows = run(category, detector, seed, every=2 if recipe == "default" else 1)
                 key = {"category": name, "seed": seed, "recipe": recipe, "epochs": rows[-1]["epoch"]}
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                fresh = not options.output.exists()
-                with options.output.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if fresh:
-                        writer.writeheader()
-                    writer.writerows(key | row for row in rows)
+                append_rows(options.output, [key | row for row in rows])
                 print(name, recipe, seed, rows[-1], flush=True)
-    rows_read = read()
+    rows_read = read_rows(options.output)
     if rows_read:
         print(table(summary(rows_read)))
         if options.draw:

@@ -23,7 +23,6 @@ training images that were not drawn. Test images are scored for the table alone:
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import time
@@ -37,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from categories import category_root
-from measure import table
+from measure import append_rows, read_rows, table
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.frozen import FrozenEstimator
@@ -198,7 +197,7 @@ class Bench:
 
 def run(options: argparse.Namespace) -> None:
     """Compute the rows that are missing."""
-    done = {tuple(row[k] for k in KEY) for row in read(options.output)}
+    done = {tuple(row[k] for k in KEY) for row in read_rows(options.output)}
     for name, seed in product([*options.category, *options.kinds], options.seeds):
         labels = {
             "category": name,
@@ -227,28 +226,9 @@ def run(options: argparse.Namespace) -> None:
         bench = Bench(category, detector, seed)
         for n in missing:
             rows = [{**labels, **row} for row in bench.rows(n)]
-            append(options.output, rows)
+            append_rows(options.output, rows)
             shown = {row["candidate"]: f"{row['flagged_good']}/{row['missed']}" for row in rows}
             print(f"{name} seed {seed} n {n}: {shown}", flush=True)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV that may not be there yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of one training at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def summary(rows: list[dict[str, str]]) -> str:
@@ -306,7 +286,7 @@ def main() -> None:
         parser.error("--category needs --data, the folder that holds it")
     if not options.summary:
         run(options)
-    rows = read(options.output)
+    rows = read_rows(options.output)
     print(summary(rows) if rows else f"no rows in {options.output}")
 
 
