@@ -10,13 +10,15 @@ import torch
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.backbones import build_backbone
+from skpbas.core.coreset import Coreset
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer
+from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import ablation  # noqa: E402
 import plain  # noqa: E402
 
 LAYERS = ("layer2", "layer3")
@@ -43,6 +45,21 @@ def test_the_plain_formulation_gives_the_same_scores_and_maps():
     torch.testing.assert_close(torch.sigmoid(logits).amax(1), scores, atol=1e-5, rtol=1e-5)
     rendered = scorer.maps(logits, MapRenderer((8, 8), (64, 64), 4.0))
     np.testing.assert_allclose(rendered.numpy(), maps, atol=1e-5)
+
+
+def test_the_ablation_starts_from_the_packages_own_score():
+    generator = torch.Generator().manual_seed(0)
+    aggregator = PatchAggregator([4, 8], 3, 12)
+    networks = Projector(12, generator), Discriminator(12, 8, generator).eval()
+    coreset = Coreset.of([(torch.randn(200, 12, generator=generator), torch.arange(200) % 5)], 32)
+    scorer = FusedScorer(aggregator, *networks, coreset)
+    logit = 5 * torch.randn(3, 32, 32, generator=generator)
+    distance = torch.rand(3, 32, 32, generator=generator)
+    default = ablation.READINGS["default"]
+    patches = default.patches(ablation.Trained(logit, distance))
+    torch.testing.assert_close(patches, scorer.fuse(logit, distance))
+    largest = patches.flatten(1).topk(default.largest, dim=1).values.mean(1)
+    torch.testing.assert_close(largest, scorer.of_images(patches))
 
 
 def test_a_plain_step_lowers_the_loss():
