@@ -75,7 +75,8 @@ def test_a_module_with_named_layers_gives_the_same_maps_as_the_named_backbone(re
     module = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(64, 64))
     images = torch.rand(1, 3, 64, 64)
     for a, b in zip(named.maps(images), module.maps(images), strict=True):
-        torch.testing.assert_close(a, b)
+        # other kernels, and batch norms apart: 50 roundings of the largest value
+        torch.testing.assert_close(a, b, atol=50 * torch.finfo(torch.float32).eps * float(b.abs().max()), rtol=0)
 
 
 def test_a_module_is_run_and_kept_only_up_to_the_last_level(resnet18):

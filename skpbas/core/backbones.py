@@ -18,6 +18,7 @@ from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.embedded import load_embedded
 from skpbas.core.folding import fold_batch_norms
 from skpbas.core.levels import LevelNetwork
+from skpbas.core.packing import pack_convolutions
 from skpbas.core.weights import imagenet_state_dict, load_weights, read_state_dict
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2")
@@ -160,6 +161,8 @@ class FeatureExtractor(nn.Module):
         frozen = backbone.requires_grad_(False).eval()
         if isinstance(frozen, TruncatedResNet):
             frozen = fold_batch_norms(frozen)
+        if isinstance(frozen, LevelNetwork):
+            frozen = pack_convolutions(frozen)
         self.backbone = frozen.to(memory_format=torch.channels_last)
         self.image_size = image_size
         self.autocast = autocast
