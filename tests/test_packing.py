@@ -81,11 +81,21 @@ def test_gradients_to_the_image_are_those_of_the_plain_convolution():
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_bfloat16_and_other_tensors_take_the_plain_way():
+def test_in_bfloat16_it_gives_what_the_plain_one_gives():
+    conv = frozen_conv(8, 16, 3, padding=1)
+    packed, images = PackedConv2d.of(conv), torch.randn(1, 8, 8, 8)
+    before = packed(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = conv(images), packed(images)
+        assert torch.equal(packed(images.bfloat16()), got)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, atol=0.02, rtol=0.02)  # two roundings to eight bits
+    assert torch.equal(packed(images), before)  # float32 again
+
+
+def test_other_tensors_take_the_plain_way():
     packed = PackedConv2d.of(frozen_conv(3, 4, 3))
     images = torch.randn(1, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert packed(images).dtype == torch.bfloat16
     assert packed.double()(images.double()).dtype == torch.float64
     assert packed.to("meta")(images.double().to("meta")).shape == (1, 4, 6, 6)
 

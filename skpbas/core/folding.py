@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.packing import PackedConv2d
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
@@ -61,7 +62,7 @@ class LevelAffine(nn.Module):
         self.parts = nn.ModuleList()
         for level, outputs in enumerate(aggregator.outputs):
             columns = weight[:, outputs]
-            part = nn.utils.skip_init(nn.Conv2d, columns.shape[1], len(weight), 1, bias=level == 0)
+            part = nn.utils.skip_init(PackedConv2d, columns.shape[1], len(weight), 1, bias=level == 0)
             part.weight = _frozen(columns[:, :, None, None])
             if level == 0:
                 part.bias = _frozen(bias)

@@ -24,8 +24,8 @@ class PackedConv2d(nn.Conv2d):
     """A frozen convolution whose weights are brought into the kernels' order once, at its first call.
 
     Its results are those of ``nn.Conv2d``, and so are its parameters, state dict and pickle: the second copy of the
-    weights is made anew where they have changed. Where there is no such order (on a GPU, in bfloat16, where a gradient
-    is asked for, in ``torch.compile`` and ``torch.export``) it is an ``nn.Conv2d``.
+    weights is made anew where they have changed. Where there is no such order (on a GPU, where a gradient is asked for,
+    in ``torch.compile`` and ``torch.export``) it is an ``nn.Conv2d``.
 
     Examples
     --------
@@ -37,7 +37,7 @@ class PackedConv2d(nn.Conv2d):
     True
     """
 
-    _packed: tuple[int, int, Tensor] | None = None  # address and version of the weights; these in the kernels' order
+    _packed: tuple[int, int, torch.dtype, Tensor] | None = None  # address, version and type of weights; these packed
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Self:
@@ -57,17 +57,22 @@ class PackedConv2d(nn.Conv2d):
         return packed.train(conv.training)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._can_pack(input, weight):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        if not self._can_pack(input, weight, dtype):
             return super()._conv_forward(input, weight, bias)
         geometry: tuple[Any, ...] = (self.padding, self.stride, self.dilation, self.groups)
-        packed, of = self._packed, (weight.data_ptr(), weight._version)
-        if packed is None or packed[:2] != of:
+        packed, of = self._packed, (weight.data_ptr(), weight._version, dtype)
+        if packed is None or packed[:3] != of:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            packed = self._packed = (*of, reorder(weight.detach().contiguous(), *geometry, list(input.shape)))
-        output: Tensor = torch.ops.mkldnn._convolution_pointwise(input, packed[2], bias, *geometry, "none", [], "")
+            ordered: Tensor = reorder(weight.detach().to(dtype).contiguous(), *geometry, list(input.shape))
+            packed = self._packed = (*of, ordered)
+        if bias is not None:
+            bias = bias.to(dtype)
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        output: Tensor = convolve(input.to(dtype), packed[3], bias, *geometry, "none", [], "")
         return output
 
-    def _can_pack(self, images: Tensor, weight: Tensor) -> bool:
+    def _can_pack(self, images: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
         return bool(
             _ORDERS_WEIGHTS
             and torch.backends.mkldnn.enabled
@@ -75,8 +80,9 @@ class PackedConv2d(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             and images.device.type == weight.device.type == "cpu"
-            and images.dtype == weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
+            and images.dtype in (torch.float32, dtype)
+            and weight.dtype == torch.float32
+            and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
             and not (torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad))
             and not weight.is_inference()  # has no version
             and self.padding_mode == "zeros"
