@@ -32,6 +32,7 @@ from skpbas.metrics import image_auroc, pixel_metrics
 
 PAPER_RECIPE = (
     "projector_init",
+    "n_heads",
     "hidden_dim",
     "batch_size",
     "patches_per_step",

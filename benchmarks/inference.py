@@ -33,6 +33,11 @@ def new_backbone(name: str) -> nn.Module:
     return build_backbone(name, None, LAYERS, torch.Generator().manual_seed(0)).requires_grad_(False).eval()
 
 
+def _default_discriminator(d: int, generator: torch.Generator) -> Discriminator:
+    default = PBASDetector()
+    return Discriminator(d, default.hidden_dim, generator, default.n_heads).eval()
+
+
 class Whole:
     """What the detector runs, from decoded images to scores and maps."""
 
@@ -40,7 +45,7 @@ class Whole:
         generator = torch.Generator().manual_seed(0)
         self.extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
         d = self.extractor.feature_dim
-        networks = Projector(d, generator), Discriminator(d, PBASDetector().hidden_dim, generator).eval()
+        networks = Projector(d, generator), _default_discriminator(d, generator)
         if score == "discriminator":
             self.scorer: Any = DiscriminatorScorer(self.extractor.aggregator, *networks)
         else:

@@ -33,6 +33,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "alpha": [Interval(Real, 0, None, closed="neither")],
     "noise_std": [Interval(Real, 0, None, closed="neither")],
     "projector_init": [StrOptions(set(PROJECTOR_INITS))],
+    "n_heads": [Interval(Integral, 1, None, closed="left")],
     "hidden_dim": [Interval(Integral, 1, None, closed="left")],
     "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],

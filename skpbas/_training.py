@@ -46,6 +46,7 @@ class TrainingSettings:
     alpha: float
     noise_std: float
     projector_init: str
+    n_heads: int
     hidden_dim: int
     max_epochs: int | str
     batch_size: int
@@ -305,9 +306,9 @@ def new_objective(features: TrainingFeatures, settings: TrainingSettings) -> PBA
     initial = torch.Generator().manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
     projector = Projector(feature_dim, initial, settings.projector_init).to(device)
-    discriminator = (
-        None if settings.synthesis is None else Discriminator(feature_dim, settings.hidden_dim, initial).to(device)
-    )
+    discriminator = None
+    if settings.synthesis is not None:
+        discriminator = Discriminator(feature_dim, settings.hidden_dim, initial, settings.n_heads).to(device)
 
     def projected() -> Iterator[Tensor]:
         with torch.no_grad():

@@ -21,6 +21,7 @@ PAPER: dict[str, Any] = {
     "synthesis": "ray",
     "alpha": 0.3,
     "projector_init": "xavier",
+    "n_heads": 1,
     "hidden_dim": 1024,
     "max_epochs": 400,
     "batch_size": 8,

@@ -12,9 +12,9 @@ from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
 
 
-def used_discriminator(feature_dim, hidden_dim, generator):
+def used_discriminator(feature_dim, hidden_dim, generator, n_heads):
     """Return a discriminator whose batch norm has seen data and been trained."""
-    discriminator = Discriminator(feature_dim, hidden_dim, generator)
+    discriminator = Discriminator(feature_dim, hidden_dim, generator, n_heads)
     norm = discriminator.norm
     norm.running_mean.normal_(generator=generator)
     norm.running_var.uniform_(0.2, 3.0, generator=generator)
@@ -23,14 +23,14 @@ def used_discriminator(feature_dim, hidden_dim, generator):
     return discriminator.eval()
 
 
-def case(channels, grid, patch_size, feature_dim, hidden_dim, seed, n_images=2):
+def case(channels, grid, patch_size, feature_dim, hidden_dim, seed, n_images=2, n_heads=1):
     """Return networks, the levels' parts of some images, and their patch features."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(c, -(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i, c in enumerate(channels)]
     maps = [torch.randn(n_images, *shape, generator=generator) for shape in shapes]
     aggregator = PatchAggregator(channels, patch_size, feature_dim)
     projector = Projector(feature_dim, generator)
-    discriminator = used_discriminator(feature_dim, hidden_dim, generator)
+    discriminator = used_discriminator(feature_dim, hidden_dim, generator, n_heads)
     return aggregator, projector, discriminator, aggregator.pool(maps), aggregator(maps)
 
 
@@ -40,6 +40,7 @@ CASES = {
     "patch_size": st.sampled_from([1, 3, 5]),
     "feature_dim": st.integers(1, 24),
     "hidden_dim": st.integers(1, 16),
+    "n_heads": st.integers(1, 3),
     "seed": st.integers(0, 99),
 }
 

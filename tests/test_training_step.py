@@ -73,8 +73,8 @@ def test_five_steps_equal_the_reference_in_every_value_gradient_and_weight(golde
         close(terms.projected, golden[f"{step}.projected"])
         assert torch.equal(terms.nearest, golden[f"{step}.nearest"])
         close(terms.anomalies, golden[f"{step}.anomalies"])
-        close(torch.sigmoid(terms.normal_logits), golden[f"{step}.normal_scores"][:, 0])
-        close(torch.sigmoid(terms.anomaly_logits), golden[f"{step}.anomaly_scores"][:, 0])
+        close(torch.sigmoid(terms.normal_logits[:, 0]), golden[f"{step}.normal_scores"][:, 0])
+        close(torch.sigmoid(terms.anomaly_logits[:, 0]), golden[f"{step}.anomaly_scores"][:, 0])
         close(terms.center_loss, golden[f"{step}.radius"])
         close(terms.center_loss, golden[f"{step}.loss_center"])
         close(terms.normal_loss, golden[f"{step}.loss_normal"])
@@ -128,6 +128,36 @@ def test_a_feature_on_its_center_gives_no_nan_in_values_or_gradients(golden):
     assert terms.center_loss == 0
     assert terms.anomalies.isfinite().all()
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+def test_heads_learn_what_each_would_learn_alone(golden):
+    def objective(discriminator):
+        settings = {"synthesis": "ray", "alpha": 0.3, "noise_std": 0.015, "generator": torch.Generator()}
+        return PBASObjective(
+            Projector(12, torch.Generator().manual_seed(1)), discriminator, golden["center"], **settings
+        )
+
+    together = objective(Discriminator(12, 10, torch.Generator().manual_seed(2), n_heads=3))
+    terms = together(golden["step0.features"])
+    terms.total.backward()
+    losses, pull = [], torch.zeros(12, 12)
+    for head, units in enumerate(torch.arange(30).split(10)):
+        alone = objective(Discriminator(12, 10, torch.Generator()))
+        with torch.no_grad():
+            alone.discriminator.hidden.weight.copy_(together.discriminator.hidden.weight[units])
+            alone.discriminator.output.weight.copy_(together.discriminator.output.weight[[head]])
+        of_head = alone(golden["step0.features"])
+        of_discriminator = of_head.normal_loss + of_head.anomaly_loss
+        of_discriminator.backward()
+        losses.append(of_discriminator)
+        pull += alone.projector.linear.weight.grad
+        close(together.discriminator.hidden.weight.grad[units], alone.discriminator.hidden.weight.grad)
+        close(together.discriminator.output.weight.grad[[head]], alone.discriminator.output.weight.grad)
+    close(terms.normal_loss + terms.anomaly_loss, sum(losses))
+    together.zero_grad()
+    fresh = together(golden["step0.features"])
+    (fresh.normal_loss + fresh.anomaly_loss).backward()
+    close(together.projector.linear.weight.grad, pull)
 
 
 def test_gaussian_synthesis_adds_noise_of_the_given_deviation():

@@ -27,10 +27,10 @@ class StepTerms:
         L_ABL, which is also the radius r (Eq. 6).
     anomalies : Tensor of shape (N, d) or None
         Synthetic features v.
-    normal_logits, anomaly_logits : Tensor of shape (N,) or None
-        D before its sigmoid.
+    normal_logits, anomaly_logits : Tensor of shape (N, n_heads) or None
+        D's heads before their sigmoid.
     normal_loss, anomaly_loss : Tensor of shape () or None
-        L_n and L_a (Eq. 8, 9).
+        L_n and L_a (Eq. 8, 9), summed over the heads.
     """
 
     projected: Tensor
@@ -119,8 +119,9 @@ class PBASObjective(nn.Module):
         else:
             v = gaussian(u, self.noise_std, self.generator)
         with torch.autocast(u.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits = self.discriminator(torch.cat([u, v]))  # one batch, so that BatchNorm sees both
+            logits = self.discriminator.head_logits(torch.cat([u, v]))  # one batch, so that BatchNorm sees both
         normal, anomaly = logits.to(u.dtype).chunk(2)
+        n_heads = logits.shape[1]
         return StepTerms(
             u,
             nearest,
@@ -128,6 +129,6 @@ class PBASObjective(nn.Module):
             v,
             normal,
             anomaly,
-            F.binary_cross_entropy_with_logits(normal, torch.zeros_like(normal)),
-            F.binary_cross_entropy_with_logits(anomaly, torch.ones_like(anomaly)),
+            n_heads * F.binary_cross_entropy_with_logits(normal, torch.zeros_like(normal)),
+            n_heads * F.binary_cross_entropy_with_logits(anomaly, torch.ones_like(anomaly)),
         )

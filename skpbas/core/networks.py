@@ -47,26 +47,35 @@ class Projector(nn.Module):
 class Discriminator(nn.Module):
     """D without its last sigmoid: the logit of a feature being anomalous.
 
+    With several heads each has hidden units of its own, and a logit that is trained for itself; D's is their mean.
+
     Parameters
     ----------
     feature_dim : int
         Dimension d of the features.
     hidden_dim : int
-        Hidden width.
+        Hidden width of a head.
     generator : torch.Generator
         Source of the initial weights.
+    n_heads : int, default=1
+        Heads; 1: the article's D.
     """
 
-    def __init__(self, feature_dim: int, hidden_dim: int, generator: torch.Generator) -> None:
+    def __init__(self, feature_dim: int, hidden_dim: int, generator: torch.Generator, n_heads: int = 1) -> None:
         super().__init__()
-        self.hidden = _linear(feature_dim, hidden_dim, generator, bias=True)
+        self.hidden = _linear(feature_dim, n_heads * hidden_dim, generator, bias=True)
         # batch norm cancels this bias: its gradient is rounding noise, which Adam would turn into full steps
         self.hidden.get_parameter("bias").requires_grad_(False)
-        self.norm = nn.BatchNorm1d(hidden_dim)
+        self.norm = nn.BatchNorm1d(n_heads * hidden_dim)
         self.activation = nn.LeakyReLU(0.2)
-        self.output = _linear(hidden_dim, 1, generator, bias=False)
+        self.output = _linear(hidden_dim, n_heads, generator, bias=False)  # a row reads its own head's units alone
+
+    def head_logits(self, features: Tensor) -> Tensor:
+        """Map (N, d) to the logits (N, n_heads) of the heads."""
+        activated = self.activation(self.norm(self.hidden(features)))
+        of_heads = activated.unflatten(1, self.output.weight.shape)  # (N, n_heads, hidden_dim)
+        return torch.einsum("nhk,hk->nh", of_heads, self.output.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, d) to logits (N,); D(u) of the paper is their sigmoid."""
-        logits: Tensor = self.output(self.activation(self.norm(self.hidden(features))))
-        return logits.squeeze(1)
+        return self.head_logits(features).mean(1)

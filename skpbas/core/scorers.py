@@ -53,7 +53,8 @@ class DiscriminatorScorer(nn.Module):
         super().__init__()
         self.hidden = LevelAffine(aggregator, *hidden_map(projector, discriminator))
         self.slope = discriminator.activation.negative_slope
-        self.register_buffer("output", discriminator.output.weight[0].detach().clone())  # (hidden,)
+        rows = discriminator.output.weight.detach()
+        self.register_buffer("output", rows.flatten() / len(rows))  # (n_heads * hidden_dim,): the heads' mean
         self.autocast: torch.dtype | None = None
 
     @torch.no_grad()
