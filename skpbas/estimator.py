@@ -79,8 +79,8 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         Anomaly degree: how far beyond a feature its anomaly lies, in mean distances to the centre.
     noise_std : float, default=0.015
         Standard deviation of "gaussian".
-    projector_init : {"orthogonal", "xavier"}, default="orthogonal"
-        Weights that phi starts with: a random rotation, or Xavier's normal law (the article's).
+    projector_init : {"identity", "orthogonal", "xavier"}, default="identity"
+        What phi starts as: the identity, a random rotation, or Xavier's normal law (the article's).
     n_heads : int, default=2
         Discriminators that are trained side by side, whose mean logit is the detector's: steadier than one as wide as
         both. 1: the article's.
@@ -209,7 +209,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         synthesis: str | None = "ray",
         alpha: float = 0.3,
         noise_std: float = 0.015,
-        projector_init: str = "orthogonal",
+        projector_init: str = "identity",
         n_heads: int = 2,
         hidden_dim: int = 256,
         max_epochs: int | str = "auto",

@@ -50,7 +50,7 @@ def test_the_plain_formulation_gives_the_same_scores_and_maps():
 def test_the_ablation_starts_from_the_packages_own_score():
     generator = torch.Generator().manual_seed(0)
     aggregator = PatchAggregator([4, 8], 3, 12)
-    networks = Projector(12, generator), Discriminator(12, 8, generator).eval()
+    networks = Projector(12, generator, "xavier"), Discriminator(12, 8, generator).eval()
     coreset = Coreset.of([(torch.randn(200, 12, generator=generator), torch.arange(200) % 5)], 32)
     scorer = FusedScorer(aggregator, *networks, coreset)
     logit = 5 * torch.randn(3, 32, 32, generator=generator)

@@ -29,7 +29,7 @@ def case(channels, grid, patch_size, feature_dim, hidden_dim, seed, n_images=2, 
     shapes = [(c, -(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i, c in enumerate(channels)]
     maps = [torch.randn(n_images, *shape, generator=generator) for shape in shapes]
     aggregator = PatchAggregator(channels, patch_size, feature_dim)
-    projector = Projector(feature_dim, generator)
+    projector = Projector(feature_dim, generator, "xavier")
     discriminator = used_discriminator(feature_dim, hidden_dim, generator, n_heads)
     return aggregator, projector, discriminator, aggregator.pool(maps), aggregator(maps)
 

@@ -134,7 +134,7 @@ def test_heads_learn_what_each_would_learn_alone(golden):
     def objective(discriminator):
         settings = {"synthesis": "ray", "alpha": 0.3, "noise_std": 0.015, "generator": torch.Generator()}
         return PBASObjective(
-            Projector(12, torch.Generator().manual_seed(1)), discriminator, golden["center"], **settings
+            Projector(12, torch.Generator().manual_seed(1), "xavier"), discriminator, golden["center"], **settings
         )
 
     together = objective(Discriminator(12, 10, torch.Generator().manual_seed(2), n_heads=3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PROJECTOR_INITS = ("orthogonal", "xavier")
+PROJECTOR_INITS = ("identity", "orthogonal", "xavier")
 
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool) -> nn.Linear:
@@ -27,16 +27,19 @@ class Projector(nn.Module):
         Dimension d of t and of u.
     generator : torch.Generator
         Source of the initial weights.
-    init : {"orthogonal", "xavier"}, default="orthogonal"
-        Law of the weights. "orthogonal": a random rotation, which leaves lengths and angles as they are, so that
-        centres hardly depend on the seed; "xavier": Xavier's normal law (the article's).
+    init : {"identity", "orthogonal", "xavier"}, default="identity"
+        "identity": phi gives the features as they are; "orthogonal": a random rotation of them; "xavier": weights of
+        Xavier's normal law (the article's), which distort lengths and angles by another amount with every seed.
     """
 
-    def __init__(self, feature_dim: int, generator: torch.Generator, init: str = "orthogonal") -> None:
+    def __init__(self, feature_dim: int, generator: torch.Generator, init: str = "identity") -> None:
         super().__init__()
         self.linear = _linear(feature_dim, feature_dim, generator, bias=True)
         if init == "orthogonal":
             nn.init.orthogonal_(self.linear.weight, generator=generator)
+        elif init == "identity":
+            nn.init.eye_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., d) to (..., d)."""
