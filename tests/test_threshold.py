@@ -54,7 +54,7 @@ def test_scores_as_of_new_images_need_no_second_head(n_train):
 
 @pytest.mark.parametrize("score", ["fused", "discriminator"])
 def test_unseen_good_images_pass_and_spoiled_ones_do_not(score):
-    detector = small_detector(score=score).set_params(backbone="embedded").fit(textured_images(24))
+    detector = small_detector(score=score, max_epochs=30).set_params(backbone="embedded").fit(textured_images(24))
     unseen = textured_images(40, seed=1)
     spoiled = unseen.copy()
     spoiled[:, 16:48, 16:48] = [255, 0, 0]
