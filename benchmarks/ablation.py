@@ -115,6 +115,8 @@ TRAININGS: dict[str, Training] = {
     "one head of 1024": Training({"n_heads": 1, "hidden_dim": 1024}),
     "two heads of 128": Training({"hidden_dim": 128}),
     "three heads of 256": Training({"n_heads": 3}),
+    "four heads of 128": Training({"n_heads": 4, "hidden_dim": 128}),
+    "discriminator's rate 2e-4": Training({"discriminator_lr": 2e-4}),
     "a rotation for a projector": Training({"projector_init": "orthogonal"}),
     "Xavier's projector": Training({"projector_init": "xavier"}),
     "a rotation, one head of 512": Training({"projector_init": "orthogonal", "n_heads": 1, "hidden_dim": 512}),
