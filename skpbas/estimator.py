@@ -146,7 +146,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
     n_iter_ : int
         Epochs run: fewer than ``max_epochs`` where a callback ended the fit.
     loss_curve_ : dict of str to list of float
-        Mean of "loss" and its terms "center", "normal" and "anomaly", an epoch.
+        Mean of "loss" and its terms "center", "normal" and "anomaly" (both summed over the heads), an epoch.
     device_ : torch.device
         Where the detector computes.
     n_samples_fit_ : int

@@ -58,6 +58,25 @@ def test_weights_that_change_are_packed_anew():
 
 
 @needs_order
+def test_weights_put_in_the_place_of_others_are_packed_anew():
+    packed, images = PackedConv2d.of(frozen_conv(8, 8, 3)), torch.randn(1, 8, 8, 8)
+    for _ in range(50):  # where the allocator gives an address a second time
+        packed(images)
+        del packed.weight
+        packed.weight = nn.Parameter(torch.randn(8, 8, 3, 3), requires_grad=False)
+        expected = torch.conv2d(images, packed.weight, packed.bias)
+        torch.testing.assert_close(packed(images), expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_order
+def test_no_packed_weights_stay_behind_where_the_network_moves():
+    packed = PackedConv2d.of(frozen_conv(3, 4, 3))
+    packed(torch.randn(1, 3, 8, 8))
+    assert packed._packed is not None
+    assert packed.to("meta")._packed is None
+
+
+@needs_order
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda conv: pickle.loads(pickle.dumps(conv))])
 def test_copies_and_pickles_hold_the_weights_once(copied):
     packed = PackedConv2d.of(frozen_conv(16, 16, 3))

@@ -7,6 +7,7 @@ call, which for one image takes up to an eighth of a whole pass. A frozen networ
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,7 @@ _ORDERS_WEIGHTS = (
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
 )
 
 
@@ -37,7 +39,8 @@ class PackedConv2d(nn.Conv2d):
     True
     """
 
-    _packed: tuple[int, int, torch.dtype, Tensor] | None = None  # address, version and type of weights; these packed
+    # what was packed, held so that no other weights come to lie at its address; its version, the type, the result
+    _packed: tuple[Tensor, int, torch.dtype, Tensor] | None = None
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Self:
@@ -61,11 +64,11 @@ class PackedConv2d(nn.Conv2d):
         if not self._can_pack(input, weight, dtype):
             return super()._conv_forward(input, weight, bias)
         geometry: tuple[Any, ...] = (self.padding, self.stride, self.dilation, self.groups)
-        packed, of = self._packed, (weight.data_ptr(), weight._version, dtype)
-        if packed is None or packed[:3] != of:
+        packed, of = self._packed, (weight._version, dtype)
+        if packed is None or packed[0].data_ptr() != weight.data_ptr() or packed[1:3] != of:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             ordered: Tensor = reorder(weight.detach().to(dtype).contiguous(), *geometry, list(input.shape))
-            packed = self._packed = (*of, ordered)
+            packed = self._packed = (weight.detach(), *of, ordered)
         if bias is not None:
             bias = bias.to(dtype)
         convolve = torch.ops.mkldnn._convolution_pointwise
@@ -88,6 +91,10 @@ class PackedConv2d(nn.Conv2d):
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._packed = None  # on its way to another device or type
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
