@@ -19,7 +19,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,20 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from skpbas import PBASDetector, _training
+from skpbas._devices import discriminator_arithmetic
 from skpbas._exemplars import CORESET_POOL
 from skpbas._training import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
 from skpbas.core import losses
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset, farthest_points
 from skpbas.core.losses import PBASObjective, StepTerms
 from skpbas.core.maps import MapRenderer
-from skpbas.core.scorers import FusedScorer
+from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_pro")
 KEY = ("category", "seed", "training", "reading")
+FEATURE_PARAMETERS = ("image_size", "layers", "feature_dim")  # those among the levers' that change features
 
 
 # Training levers
@@ -176,23 +179,12 @@ class Trained:
     """What a training gives for the test patches; every reading starts from it."""
 
     logit: Tensor  # (n, H_0, W_0), of D
-    distance: Tensor  # (n, H_0, W_0), to the nearest exemplar, in units of its mean over the training images
-    other_distance: Callable[[int, int], Tensor] | None = None  # exemplars, directions
+    distance_to: Callable[[int, int], Tensor]  # exemplars, directions: (n, H_0, W_0), in units of the training's mean
 
-    def save(self, path: Path) -> None:
-        """Keep the patch scores."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([self.logit, self.distance], path)
-
-    @classmethod
-    def of_file(cls, path: Path) -> Trained:
-        """Read what :meth:`save` wrote."""
-        return cls(*torch.load(path, weights_only=True))
-
-    @classmethod
-    def averaged(cls, heads: list[Trained]) -> Trained:
-        """Return what several heads say together."""
-        return cls(*(torch.stack([getattr(h, name) for h in heads]).mean(0) for name in ("logit", "distance")))
+    @property
+    def distance(self) -> Tensor:
+        """The package's distance to the nearest exemplar."""
+        return self.distance_to(N_EXEMPLARS, N_DIRECTIONS)
 
 
 def fused(logit: Tensor, distance: Tensor, *, temperature: float = 2.0, side: int = 3, weight: float = 1.0) -> Tensor:
@@ -220,8 +212,7 @@ def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
     """Return the fused score with another coreset."""
 
     def patches(trained: Trained) -> Tensor:
-        assert trained.other_distance is not None
-        return fused(trained.logit, trained.other_distance(n_exemplars, n_directions))
+        return fused(trained.logit, trained.distance_to(n_exemplars, n_directions))
 
     return Reading(patches)
 
@@ -253,8 +244,8 @@ BASIC_READINGS = list(READINGS)[:2]  # for trainings other than the default
 AVERAGED = "heads of all seeds averaged"
 
 
-def run_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> Trained:
-    """Train, and score the test patches."""
+def logits_of_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> Tensor:
+    """Train, and return the logits (n, H_0, W_0) of the test patches."""
     features = category.training(seed)
     settings = detector._training_settings()
     saved = _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS
@@ -268,26 +259,75 @@ def run_training(category: Features, detector: PBASDetector, lever: Training, se
     finally:
         _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = saved
         losses.nearest_center = nearest
-    pool = list(features.sample(CORESET_POOL, seed))
+    assert head.discriminator is not None
+    scorer = DiscriminatorScorer(features.aggregator, head.projector, head.discriminator)
+    scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
+    logits = torch.cat([scorer(parts) for parts in category.test_parts()])
+    return logits.unflatten(1, category.extractor.grid_shape)
 
-    def scorer_of(n_exemplars: int, n_directions: int) -> FusedScorer:
-        assert head.discriminator is not None
-        coreset = Coreset.of(pool, min(n_exemplars, len(features) * features.n_positions // 4), n_directions)
-        scorer = FusedScorer(features.aggregator, head.projector, head.discriminator, coreset)
-        scorer.autocast = _training.scorer_arithmetic(scorer, "auto", torch.device("cpu"))
-        scorer.standardise(features.parts_in_order(1))
-        return scorer
 
-    @cache
-    def distances(n_exemplars: int, n_directions: int) -> Tensor:
-        scorer = scorer_of(n_exemplars, n_directions)
-        of_images = [scorer.distances(parts) for parts in category.test_parts()]
-        return torch.cat(of_images) / scorer.mean_distance
+def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: int) -> Tensor:
+    """Return the distances (n, H_0, W_0) of the test patches; no seed and no training moves them."""
+    features = category.training(0)
+    dim = features.aggregator.feature_dim
+    untrained = Projector(dim, torch.Generator()), Discriminator(dim, 1, torch.Generator())  # distances ask neither
+    coreset = Coreset.of(
+        features.sample(CORESET_POOL), min(n_exemplars, len(features) * features.n_positions // 4), n_directions
+    )
+    scorer = FusedScorer(features.aggregator, *untrained, coreset)
+    scorer.autocast = discriminator_arithmetic("auto", features.device)
+    scorer.standardise(features.parts_in_order(1))
+    return torch.cat([scorer.distances(parts) for parts in category.test_parts()]) / scorer.mean_distance
 
-    first = scorer_of(N_EXEMPLARS, N_DIRECTIONS)
-    both = [(first.logits(parts), first.distances(parts)) for parts in category.test_parts()]
-    logit, distance = (torch.cat(values) for values in zip(*both, strict=True))
-    return Trained(logit, distance / first.mean_distance, distances)
+
+class Runs:
+    """A lever's trainings on a category; logits and distances are kept in files.
+
+    Parameters
+    ----------
+    name, category : str
+        Of the lever and of the category.
+    options : argparse.Namespace
+    """
+
+    def __init__(self, name: str, category: str, options: argparse.Namespace) -> None:
+        self.name, self.category_name, self.data = name, category, options.data
+        self.folder: Path = options.output.with_suffix("")  # beside the CSV
+        self.lever = TRAININGS[name]
+        self.detector = PBASDetector(
+            options.backbone,
+            weights=None if options.weights == "none" else options.weights,
+            device="cpu",
+            memory=options.memory,
+            **self.lever.parameters,
+        )
+        self._distances: dict[tuple[int, int], Tensor] = {}
+
+    @cached_property
+    def category(self) -> Features:
+        """The category's features."""
+        return load_features(self.category_name, self.data, self.detector)
+
+    def logit(self, seed: int) -> Tensor:
+        """Return the logits of the test patches after a training."""
+        made = partial(logits_of_training, self.category, self.detector, self.lever, seed)
+        return self._kept(f"{self.name}-{self.category_name}-{seed}", made)
+
+    def distance_to(self, n_exemplars: int, n_directions: int) -> Tensor:
+        """Return the distances of the test patches; levers that leave the features alone share them."""
+        key = n_exemplars, n_directions
+        if key not in self._distances:
+            changed = [f"{k} {v}" for k, v in self.lever.parameters.items() if k in FEATURE_PARAMETERS]
+            stem = "-".join(["exemplars", self.category_name, *changed, *map(str, key)])
+            self._distances[key] = self._kept(stem, partial(distances_to_exemplars, self.category, *key))
+        return self._distances[key]
+
+    def _kept(self, stem: str, make: Callable[[], Tensor]) -> Tensor:
+        file = self.folder / re.sub(r"[^\w-]+", "_", f"{stem}.pt")
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(make(), file)
+        return torch.load(file, weights_only=True)
 
 
 def measure(category: Features, trained: Trained, reading: Reading) -> dict[str, float]:
@@ -353,42 +393,24 @@ def main() -> None:
     options = parser.parse_args()
 
     done = {tuple(row[key] for key in KEY) for row in read_rows(options.output)}
-    kept = options.output.with_suffix("")  # a folder beside the CSV
-    for name, category_name in product([] if options.summary else options.training, options.category):
-        lever = TRAININGS[name]
+    for name, category in product([] if options.summary else options.training, options.category):
         readings = [r for r in options.reading if name == "default" or r in BASIC_READINGS]
-        detector = PBASDetector(
-            options.backbone,
-            weights=None if options.weights == "none" else options.weights,
-            device="cpu",
-            memory=options.memory,
-            **lever.parameters,
-        )
-        stem = re.sub(r"[^\w-]+", "_", f"{name}-{category_name}")
-        files = {s: kept / f"{stem}-{s}.pt" for s in options.seeds}
-        category = None
+        runs = Runs(name, category, options)
         for seed in [*options.seeds, AVERAGED]:
-            missing = [r for r in readings if (category_name, str(seed), name, r) not in done]
+            missing = [r for r in readings if (category, str(seed), name, r) not in done]
             if seed == AVERAGED:
-                kept_all = name == "default" and all(file.exists() for file in files.values())
-                missing = [r for r in missing if kept_all and r in BASIC_READINGS]
+                missing = [r for r in missing if name == "default" and r in BASIC_READINGS]
             if not missing:
                 continue
-            category = category or load_features(category_name, options.data, detector)
-            if seed == AVERAGED:
-                trained = Trained.averaged([Trained.of_file(file) for file in files.values()])
-            elif files[seed].exists() and not set(missing) & set(CORESET_READINGS):
-                trained = Trained.of_file(files[seed])
-            else:
-                trained = run_training(category, detector, lever, seed)
-                trained.save(files[seed])
+            logits = [runs.logit(s) for s in (options.seeds if seed == AVERAGED else [seed])]
+            trained = Trained(torch.stack(logits).mean(0), runs.distance_to)
             rows = [
-                {"category": category_name, "seed": seed, "training": name, "reading": reading}
-                | measure(category, trained, (READINGS | CORESET_READINGS)[reading])
+                {"category": category, "seed": seed, "training": name, "reading": reading}
+                | measure(runs.category, trained, (READINGS | CORESET_READINGS)[reading])
                 for reading in missing
             ]
             append_rows(options.output, rows)
-            print(name, category_name, seed, {k: round(rows[0][k], 4) for k in METRICS}, flush=True)
+            print(name, category, seed, {k: round(rows[0][k], 4) for k in METRICS}, flush=True)
     print(table(summary(read_rows(options.output))))
 
 

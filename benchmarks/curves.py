@@ -76,7 +76,7 @@ def run(category: Features, detector: PBASDetector, seed: int, every: int) -> li
     features = category.training(seed)
     settings = detector._training_settings()
     objective = new_objective(features, settings)
-    pool = list(features.sample(CORESET_POOL, seed))
+    pool = list(features.sample(CORESET_POOL))
     coreset = Coreset.of(pool, min(N_EXEMPLARS, len(features) * features.n_positions // 4))
     fused = FusedScorer(features.aggregator, objective.projector, objective.discriminator, coreset)
     fused.standardise(features.parts_in_order(1))

@@ -1,7 +1,7 @@
 """The exemplars of training features, and how far the training images lie from them, kept across fits by ``memory``.
 
-They depend on the features and on a seed, and on nothing that training changes: candidates of a search that differ in
-``alpha`` or a learning rate share them.
+They depend on the features alone, neither on a seed nor on anything that training changes: candidates of a search that
+differ in ``alpha``, a learning rate or ``random_state`` share them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.scorers import FusedScorer
 
-CORESET_POOL = 2**17  # patches among which exemplars are selected
+CORESET_POOL = 2**18  # patches among which exemplars are selected
 
 
 def fused_scorer(
-    features: Any, projector: Projector, discriminator: Discriminator, autocast: torch.dtype | None, seed: int
+    features: Any, projector: Projector, discriminator: Discriminator, autocast: torch.dtype | None
 ) -> FusedScorer:
     """Return the fused scorer of a trained head, with its scale taken from the training images.
 
@@ -35,14 +35,12 @@ def fused_scorer(
         In evaluation mode.
     autocast : torch.dtype or None
         What the scorer computes in.
-    seed : int
-        Draws the patches among which exemplars are selected.
     """
     n_exemplars = min(N_EXEMPLARS, len(features) * features.n_positions // 4)
-    of_features = (features.aggregator.feature_dim, features.rows.numpy(), seed, n_exemplars, CORESET_POOL)
+    of_features = (features.aggregator.feature_dim, features.rows.numpy(), n_exemplars, CORESET_POOL)
 
     def select() -> list[Tensor]:
-        coreset = Coreset.of(features.sample(CORESET_POOL, seed), n_exemplars)
+        coreset = Coreset.of(features.sample(CORESET_POOL), n_exemplars)
         return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.owners)]
 
     coreset = Coreset(*_kept(features, ("exemplars", *of_features), select))

@@ -114,11 +114,19 @@ class TrainingFeatures(Dataset[Tensor]):
                 drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
                 yield self._gather(rows, drawn)
 
-    def sample(self, n_patches: int, seed: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield patch features t, (N, d), and their images' numbers (N,): drawn from all images, in batches."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(self) * self.n_positions, generator=generator)[:n_patches]
-        for part in drawn.split(batch_size):
+    def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield patch features t, (N, d), and their images' numbers (N,), in batches: all, or ``n_patches`` of them.
+
+        They are spread evenly over the images, and so is every batch, and no seed moves them: the places, numbered
+        through the images, are cut into ``n_patches`` equal stretches. Where in its stretch a patch lies, and in which
+        batch it comes, goes by multiples of irrational numbers, so that no column of the grid is preferred.
+        """
+        n_places = len(self) * self.n_positions
+        number = torch.arange(min(n_patches, n_places) + 1)
+        edges = number * n_places // number[-1]
+        shares, turns = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
+        places = edges[:-1] + (shares * edges.diff()).long()
+        for part in places[turns.argsort()].split(batch_size):
             yield self._gather(self.rows, part), self.rows[part // self.n_positions]
 
     def halves(self) -> list[TrainingFeatures]:
@@ -337,8 +345,7 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
         scorer = DiscriminatorScorer(aggregator, head.projector, head.discriminator)
     else:
         arithmetic = discriminator_arithmetic(settings.precision, features.device)
-        seed = _draw_seed(features.generator)
-        return fused_scorer(features, head.projector, head.discriminator, arithmetic, seed)
+        return fused_scorer(features, head.projector, head.discriminator, arithmetic)
     scorer.autocast = scorer_arithmetic(scorer, settings.precision, features.device)
     return scorer.to(features.device)
 

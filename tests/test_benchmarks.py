@@ -56,7 +56,7 @@ def test_the_ablation_starts_from_the_packages_own_score():
     logit = 5 * torch.randn(3, 32, 32, generator=generator)
     distance = torch.rand(3, 32, 32, generator=generator)
     default = ablation.READINGS["default"]
-    patches = default.patches(ablation.Trained(logit, distance))
+    patches = default.patches(ablation.Trained(logit, lambda *_: distance))
     torch.testing.assert_close(patches, scorer.fuse(logit, distance))
     largest = patches.flatten(1).topk(default.largest, dim=1).values.mean(1)
     torch.testing.assert_close(largest, scorer.of_images(patches))

@@ -144,7 +144,7 @@ class Coreset(nn.Module):
         Parameters
         ----------
         batches : iterable of (Tensor of shape (n, d), Tensor of shape (n,))
-            Features drawn at random, and the numbers of their images. The first batch sets the directions.
+            Features, and the numbers of their images. The first batch sets the directions: it should stand for all.
         n_exemplars, n_directions : int
             At most.
         """
