@@ -17,7 +17,7 @@ import dataclasses
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
@@ -179,6 +179,7 @@ class Trained:
     """What a training gives for the test patches; every reading starts from it."""
 
     logit: Tensor  # (n, H_0, W_0), of D
+    scale: Tensor  # (2,): mean and deviation, over the training images, of logits averaged over 3 x 3
     distance_to: Callable[[int, int], Tensor]  # exemplars, directions: (n, H_0, W_0), in units of the training's mean
 
     @property
@@ -187,17 +188,31 @@ class Trained:
         return self.distance_to(N_EXEMPLARS, N_DIRECTIONS)
 
 
-def fused(logit: Tensor, distance: Tensor, *, temperature: float = 2.0, side: int = 3, weight: float = 1.0) -> Tensor:
+def fused(
+    trained: Trained,
+    distance: Tensor,
+    *,
+    temperature: float = 3.0,
+    side: int = 3,
+    weight: float = 1.0,
+    standardised: bool = True,
+) -> Tensor:
     """Return the package's score, or one with something changed."""
-    around = F.avg_pool2d(logit[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
-    return (1 + weight * torch.sigmoid(around / temperature)) * distance
+    around = average_around(trained.logit, side)
+    mean, deviation = trained.scale if standardised else (0.0, 1.0)
+    return (1 + weight * torch.sigmoid((around - mean) / deviation / temperature)) * distance
+
+
+def average_around(logit: Tensor, side: int) -> Tensor:
+    """Average (n, H, W) over the patches around each."""
+    return F.avg_pool2d(logit[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
 
 
 @dataclass(frozen=True)
 class Reading:
     """Patch scores, image scores, and the map's smoothing."""
 
-    patches: Callable[[Trained], Tensor] = lambda trained: fused(trained.logit, trained.distance)
+    patches: Callable[[Trained], Tensor] = lambda trained: fused(trained, trained.distance)
     largest: int = 10  # patches whose mean score is the image's
     sigma: float = 4.0
     image_from_map: bool = False
@@ -205,14 +220,14 @@ class Reading:
 
 def changed(**settings: Any) -> Reading:
     """Return the fused score with something changed."""
-    return Reading(lambda trained: fused(trained.logit, trained.distance, **settings))
+    return Reading(lambda trained: fused(trained, trained.distance, **settings))
 
 
 def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
     """Return the fused score with another coreset."""
 
     def patches(trained: Trained) -> Tensor:
-        return fused(trained.logit, trained.distance_to(n_exemplars, n_directions))
+        return fused(trained, trained.distance_to(n_exemplars, n_directions))
 
     return Reading(patches)
 
@@ -227,10 +242,13 @@ READINGS: dict[str, Reading] = {
     "largest of the smoothed map": Reading(image_from_map=True),
     "logits as they come": changed(side=1),
     "logits averaged over 5 x 5": changed(side=5),
-    "temperature 1": changed(temperature=1.0),
+    "logits not standardised, temperature 2": changed(temperature=2.0, standardised=False),
+    "temperature 2": changed(temperature=2.0),
     "temperature 4": changed(temperature=4.0),
     "(1 + 2 D') distance": changed(weight=2.0),
-    "(1 + D) distance, largest patch": dataclasses.replace(changed(side=1, temperature=1.0), largest=1),
+    "(1 + D) distance, largest patch": dataclasses.replace(
+        changed(side=1, temperature=1.0, standardised=False), largest=1
+    ),
     "smoothing 3": Reading(sigma=3.0),
     "smoothing 5": Reading(sigma=5.0),
 }
@@ -244,8 +262,8 @@ BASIC_READINGS = list(READINGS)[:2]  # for trainings other than the default
 AVERAGED = "heads of all seeds averaged"
 
 
-def logits_of_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> Tensor:
-    """Train, and return the logits (n, H_0, W_0) of the test patches."""
+def logits_of_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> tuple[Tensor, Tensor]:
+    """Train, and return the logits (n, H_0, W_0) of the test patches, and the training images' scale of logits (2,)."""
     features = category.training(seed)
     settings = detector._training_settings()
     saved = _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS
@@ -262,8 +280,11 @@ def logits_of_training(category: Features, detector: PBASDetector, lever: Traini
     assert head.discriminator is not None
     scorer = DiscriminatorScorer(features.aggregator, head.projector, head.discriminator)
     scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
-    logits = torch.cat([scorer(parts) for parts in category.test_parts()])
-    return logits.unflatten(1, category.extractor.grid_shape)
+    grid = category.extractor.grid_shape
+    of_training = torch.cat([scorer(parts) for parts, _ in features.parts_in_order(1)]).unflatten(1, grid)
+    of_patches = average_around(of_training, 3)
+    logits = torch.cat([scorer(parts) for parts in category.test_parts()]).unflatten(1, grid)
+    return logits, torch.stack([of_patches.mean(), of_patches.std()])
 
 
 def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: int) -> Tensor:
@@ -308,10 +329,17 @@ class Runs:
         """The category's features."""
         return load_features(self.category_name, self.data, self.detector)
 
-    def logit(self, seed: int) -> Tensor:
-        """Return the logits of the test patches after a training."""
-        made = partial(logits_of_training, self.category, self.detector, self.lever, seed)
-        return self._kept(f"{self.name}-{self.category_name}-{seed}", made)
+    def trained(self, seeds: Sequence[int]) -> Trained:
+        """Return what a training gives, or the mean of several's logits."""
+        made = [
+            self._kept(
+                f"{self.name}-{self.category_name}-{seed}",
+                partial(logits_of_training, self.category, self.detector, self.lever, seed),
+            )
+            for seed in seeds
+        ]
+        logit, scale = (torch.stack(values).mean(0) for values in zip(*made, strict=True))
+        return Trained(logit, scale, self.distance_to)
 
     def distance_to(self, n_exemplars: int, n_directions: int) -> Tensor:
         """Return the distances of the test patches; levers that leave the features alone share them."""
@@ -322,8 +350,8 @@ class Runs:
             self._distances[key] = self._kept(stem, partial(distances_to_exemplars, self.category, *key))
         return self._distances[key]
 
-    def _kept(self, stem: str, make: Callable[[], Tensor]) -> Tensor:
-        file = self.folder / re.sub(r"[^\w-]+", "_", f"{stem}.pt")
+    def _kept(self, stem: str, make: Callable[[], Any]) -> Any:
+        file = self.folder / (re.sub(r"[^\w-]+", "_", stem) + ".pt")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(make(), file)
@@ -402,8 +430,7 @@ def main() -> None:
                 missing = [r for r in missing if name == "default" and r in BASIC_READINGS]
             if not missing:
                 continue
-            logits = [runs.logit(s) for s in (options.seeds if seed == AVERAGED else [seed])]
-            trained = Trained(torch.stack(logits).mean(0), runs.distance_to)
+            trained = runs.trained(options.seeds if seed == AVERAGED else [seed])
             rows = [
                 {"category": category, "seed": seed, "training": name, "reading": reading}
                 | measure(runs.category, trained, (READINGS | CORESET_READINGS)[reading])

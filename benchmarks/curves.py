@@ -24,10 +24,10 @@ from skorch.callbacks import Callback
 
 from skpbas import PBASDetector, presets
 from skpbas._exemplars import CORESET_POOL
-from skpbas._training import new_net, new_objective
+from skpbas._training import TrainingFeatures, new_net, new_objective
 from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
-from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
+from skpbas.core.scorers import FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
 PAPER_RECIPE = (
@@ -45,30 +45,43 @@ PAPER_RECIPE = (
 class Measured(Callback):  # type: ignore[misc]
     """Measures the networks after an epoch, on the test images."""
 
-    def __init__(self, category: Features, fused: FusedScorer, distance: torch.Tensor, every: int) -> None:
-        self.category, self.fused, self.distance, self.every = category, fused, distance, every
+    def __init__(self, category: Features, features: TrainingFeatures, coreset: Coreset, every: int) -> None:
+        self.category, self.features, self.coreset, self.every = category, features, coreset, every
         extractor = category.extractor
         self.renderer = MapRenderer(extractor.grid_shape, extractor.image_size, 4.0)
         self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        """Take the distances, which training does not move."""
+        fused = self._scorer(net)
+        of_training = [fused.distances(*batch) for batch in self.features.parts_in_order(1)]
+        self.training_distance = torch.cat(of_training)
+        self.distance = torch.cat([fused.distances(parts) for parts in self.category.test_parts()])
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Measure every so many epochs."""
         epoch = len(net.history)
         if epoch % self.every:
             return
-        objective = net.module_.eval()
-        scorer = DiscriminatorScorer(self.category.extractor.aggregator, objective.projector, objective.discriminator)
+        fuser = self._scorer(net)
+        fuser.standardise(self.features.parts_in_order(1), self.training_distance)
+        scorer = fuser.discriminator
         logits = torch.cat([scorer(parts) for parts in self.category.test_parts()])
-        fused = self.fused.fuse(logits.view_as(self.distance), self.distance).flatten(1)
+        fused = fuser.fuse(logits.view_as(self.distance), self.distance).flatten(1)
         patches = {
             "discriminator": (scorer.of_images(logits), torch.sigmoid(logits)),
-            "fused": (self.fused.of_images(fused), fused),
+            "fused": (fuser.of_images(fused), fused),
         }
         for name, (image_scores, shown) in patches.items():
             pixels = pixel_metrics(self.category.masks, self.renderer(shown).numpy())
             auroc = image_auroc(self.category.labels, image_scores.numpy())
             figures = {"image_auroc": auroc, "pixel_auroc": pixels["pixel_auroc"], "pixel_pro": pixels["pixel_pro"]}
             self.rows.append({"epoch": epoch, "score": name, **figures})
+
+    def _scorer(self, net: Any) -> FusedScorer:
+        objective = net.module_.eval()
+        aggregator = self.category.extractor.aggregator
+        return FusedScorer(aggregator, objective.projector, objective.discriminator, self.coreset)
 
 
 def run(category: Features, detector: PBASDetector, seed: int, every: int) -> list[dict[str, Any]]:
@@ -78,11 +91,8 @@ def run(category: Features, detector: PBASDetector, seed: int, every: int) -> li
     objective = new_objective(features, settings)
     pool = list(features.sample(CORESET_POOL))
     coreset = Coreset.of(pool, min(N_EXEMPLARS, len(features) * features.n_positions // 4))
-    fused = FusedScorer(features.aggregator, objective.projector, objective.discriminator, coreset)
-    fused.standardise(features.parts_in_order(1))
-    distance = torch.cat([fused.distances(parts) for parts in category.test_parts()])
     net = new_net(objective, settings, len(features), "")
-    measured = Measured(category, fused, distance, every)
+    measured = Measured(category, features, coreset, every)
     net.callbacks.append(("measured", measured))
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)

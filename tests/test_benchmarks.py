@@ -53,10 +53,11 @@ def test_the_ablation_starts_from_the_packages_own_score():
     networks = Projector(12, generator, "xavier"), Discriminator(12, 8, generator).eval()
     coreset = Coreset.of([(torch.randn(200, 12, generator=generator), torch.arange(200) % 5)], 32)
     scorer = FusedScorer(aggregator, *networks, coreset)
+    scorer.mean_logit, scorer.logit_deviation = torch.tensor(-1.5), torch.tensor(0.7)
     logit = 5 * torch.randn(3, 32, 32, generator=generator)
     distance = torch.rand(3, 32, 32, generator=generator)
     default = ablation.READINGS["default"]
-    patches = default.patches(ablation.Trained(logit, lambda *_: distance))
+    patches = default.patches(ablation.Trained(logit, torch.tensor([-1.5, 0.7]), lambda *_: distance))
     torch.testing.assert_close(patches, scorer.fuse(logit, distance))
     largest = patches.flatten(1).topk(default.largest, dim=1).values.mean(1)
     torch.testing.assert_close(largest, scorer.of_images(patches))

@@ -20,8 +20,9 @@ from skpbas.core.folding import LevelAffine, hidden_map
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
 
-_TEMPERATURE = 2.0  # of the discriminator's word in the fused score
+_TEMPERATURE = 3.0  # of the discriminator's word in the fused score
 _LARGEST = 10  # patches whose scores make an image's fused score
+_EPS = torch.finfo(torch.float32).eps
 
 
 class DiscriminatorScorer(nn.Module):
@@ -115,10 +116,11 @@ class FusedScorer(nn.Module):
     """s = (1 + D') * distance: the nearest exemplar of the training features, and the discriminator's word.
 
     The distance says how far away something is that is like nothing seen, the discriminator where normality ends next
-    to what it has seen. Its word is softened, D' = sigmoid(l / 2), with l its logit averaged over a patch and its eight
-    neighbours. The distance is in units of its mean over the training images' patches, which leave out the exemplars of
-    their own image: a training image is as far away as a new one. An image's score is the mean of its ten largest
-    patch scores, or of its largest hundredth where that is fewer.
+    to what it has seen. Its word is softened, D' = sigmoid(z / 3), with z its logit averaged over a patch and its eight
+    neighbours, standardised by mean and deviation of these averages over the training images. The distance is in units
+    of its mean over the training images' patches, which leave out the exemplars of their own image: a training image is
+    as far away as a new one. An image's score is the mean of its ten largest patch scores, or of its largest hundredth
+    where that is fewer.
 
     Parameters
     ----------
@@ -136,6 +138,8 @@ class FusedScorer(nn.Module):
     """
 
     mean_distance: Tensor
+    mean_logit: Tensor
+    logit_deviation: Tensor
     good_scores: Tensor
 
     def __init__(
@@ -147,11 +151,13 @@ class FusedScorer(nn.Module):
         self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
         self.register_buffer("mean_distance", torch.ones(()))
+        self.register_buffer("mean_logit", torch.zeros(()))
+        self.register_buffer("logit_deviation", torch.ones(()))
         self.register_buffer("good_scores", torch.ones(1))
 
     @torch.no_grad()
     def standardise(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], distances: Tensor | None = None) -> None:
-        """Take the scale of distances, and of whole scores, from the training images.
+        """Take the scales of distances, logits and whole scores from the training images.
 
         Parameters
         ----------
@@ -167,7 +173,9 @@ class FusedScorer(nn.Module):
         logits = torch.cat([of_batch for of_batch, _ in of_batches])
         if distances is None:
             distances = torch.cat([of_batch for _, of_batch in of_batches if of_batch is not None])
-        self.mean_distance = distances.mean().clamp_min(torch.finfo(torch.float32).eps)
+        self.mean_distance = distances.mean().clamp_min(_EPS)
+        of_patches = _around(logits)
+        self.mean_logit, self.logit_deviation = of_patches.mean(), of_patches.std().clamp_min(_EPS)
         self.good_scores = self.of_images(self.fuse(logits, distances))
 
     @torch.no_grad()
@@ -190,8 +198,8 @@ class FusedScorer(nn.Module):
 
     def fuse(self, logits: Tensor, distance: Tensor) -> Tensor:
         """Return scores (B, H_0, W_0) of logits and distances."""
-        around = F.avg_pool2d(logits[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-        return (1 + torch.sigmoid(around / _TEMPERATURE)) * (distance / self.mean_distance)
+        z = (_around(logits) - self.mean_logit) / self.logit_deviation
+        return (1 + torch.sigmoid(z / _TEMPERATURE)) * (distance / self.mean_distance)
 
     def of_images(self, scores: Tensor) -> Tensor:
         """Return image scores (B,): the mean of the few largest patch scores."""
@@ -202,7 +210,7 @@ class FusedScorer(nn.Module):
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Render patch scores s, upsampled and smoothed, in [0, 1]: 0.5 is what the worst of a good image have."""
         s = renderer(scores).clamp_(min=0)
-        return s / (s + self.good_scores.mean().clamp_min(torch.finfo(torch.float32).eps))
+        return s / (s + self.good_scores.mean().clamp_min(_EPS))
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -213,3 +221,8 @@ class FusedScorer(nn.Module):
     def autocast(self, dtype: torch.dtype | None) -> None:
         self.discriminator.autocast = dtype
         self.coreset.in_bfloat16 = dtype == torch.bfloat16
+
+
+def _around(logits: Tensor) -> Tensor:
+    """Average (B, H_0, W_0) over each patch and those of its eight neighbours that are in the image."""
+    return F.avg_pool2d(logits[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
