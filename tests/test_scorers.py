@@ -92,7 +92,8 @@ def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_
     scorer.standardise([([part[rows] for part in pooled], rows) for rows in numbers.split(4)])
 
     logits = discriminator(projector(features).flatten(0, 1)).view(6, 8, 6)
-    word = torch.sigmoid(torch.stack([averaged_over_neighbours(grid) for grid in logits]) / 2).flatten(1)
+    averaged = torch.stack([averaged_over_neighbours(grid) for grid in logits]).flatten(1)
+    word = torch.sigmoid((averaged - averaged.mean()) / averaged.std() / 3)
     distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 48, 40)
     to_others = distance.masked_fill(coreset.owners == numbers[:, None, None], torch.inf).amin(2)
 
@@ -101,6 +102,18 @@ def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_
 
     torch.testing.assert_close(scorer(pooled), fused(distance.amin(2)), atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(scorer(pooled, numbers), fused(to_others), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_fused_score_does_not_depend_on_how_large_the_discriminators_logits_are(factor):
+    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 6), 3, 24, 16, 0, n_images=6)
+    scores = []
+    for scale in (1.0, factor):
+        discriminator.output.weight.data.mul_(scale)
+        scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=40))
+        scorer.standardise([(pooled, torch.arange(6))])
+        scores.append(scorer(pooled))
+    torch.testing.assert_close(scores[0], scores[1])
 
 
 @pytest.mark.parametrize(("n_patches", "k"), [(16, 1), (199, 1), (400, 4), (1024, 10), (4096, 10)])
