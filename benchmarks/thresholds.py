@@ -6,7 +6,7 @@
 Every category, seed and size: n good images are drawn; a head is trained on all of them, and one on each half. The
 candidates set thresholds from their scores:
 
-- auto: what ``contamination="auto"`` sets.
+- auto: what ``contamination="auto"`` sets: of the fused score, the tail of logarithms.
 - tail: a Gumbel tail through the training images' scores, each scored as if it were new; never a second head.
 - tail of logarithms: the same of the scores' logarithms, where all are positive.
 - tail, second head: the same with spread and shift from a second head trained on half of the images; always.

@@ -23,7 +23,7 @@ from skpbas._devices import discriminator_arithmetic, inference_batch
 from skpbas._exemplars import fused_scorer
 from skpbas._progress import progress_bar
 from skpbas._store import FeatureStore
-from skpbas._threshold import SMALLEST_SPLIT, auto_offset
+from skpbas._threshold import SMALLEST_SPLIT, auto_offset, offset_of_ratios
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 from skpbas.core.centers import initial_center
 from skpbas.core.losses import PBASObjective, StepTerms
@@ -423,7 +423,7 @@ def estimate_offset(
 ) -> float:
     """Return the score below which about 1 in 100 unseen good images lie; a second head stops as the first did."""
     if isinstance(scorer, FusedScorer):  # its training images were scored as if they were new
-        return auto_offset(-scorer.good_scores.cpu().double().numpy(), shift=0.0)
+        return offset_of_ratios(scorer.good_scores.cpu().double().numpy())
     halves = score_halves(features, settings, stop_after=stop_after)
     return auto_offset(score_stored(features, scorer, as_new=True), halves)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import small_detector, textured_images
 
-from skpbas._threshold import auto_offset
+from skpbas._threshold import auto_offset, offset_of_ratios
 
 
 def gumbel(rng, n, mean=0.0, deviation=1.0):
@@ -50,6 +50,24 @@ def test_scores_as_of_new_images_need_no_second_head(n_train):
     rng = np.random.default_rng(0)
     rates = [(-gumbel(rng, 500) < auto_offset(-gumbel(rng, n_train), shift=0.0)).mean() for _ in range(300)]
     assert 0.004 < np.mean(rates) < 0.03
+
+
+@pytest.mark.parametrize("n_train", [10, 20, 100, 400])
+def test_of_ratios_whose_logarithms_follow_the_law_about_one_in_a_hundred_is_flagged(n_train):
+    rng = np.random.default_rng(0)
+
+    def ratios(n):
+        return np.exp(gumbel(rng, n, mean=0.5, deviation=0.1))
+
+    rates = [(-ratios(500) < offset_of_ratios(ratios(n_train))).mean() for _ in range(300)]
+    assert 0.004 < np.mean(rates) < 0.03
+
+
+def test_the_offset_of_ratios_follows_their_unit_and_is_finite_for_two_that_differ_wildly():
+    ratios = np.random.default_rng(0).lognormal(size=30)
+    assert offset_of_ratios(100 * ratios) == pytest.approx(100 * offset_of_ratios(ratios))
+    assert -np.inf < offset_of_ratios(np.array([0.0, 1e3])) < -1e3
+    assert offset_of_ratios(np.full(10, 2.0)) == pytest.approx(-2.0)
 
 
 @pytest.mark.parametrize("score", ["fused", "discriminator"])
