@@ -45,7 +45,7 @@ from skpbas import PBASDetector
 from skpbas._features import LevelMaps
 from skpbas._images import ImageSequence
 from skpbas._store import FeatureStore
-from skpbas._threshold import FALSE_ALARM_RATE, SMALLEST_SPLIT, auto_offset
+from skpbas._threshold import FALSE_ALARM_RATE, SMALLEST_SPLIT, auto_offset, offset_of_ratios
 from skpbas._training import (
     Scorer,
     TrainingFeatures,
@@ -149,7 +149,7 @@ class Bench:
         yield "auto", estimate_offset(drawn, whole, self.settings), math.nan, "whole"
         yield "tail", auto_offset(as_new, shift=0.0), math.nan, "whole"
         if (as_new < 0).all():
-            yield "tail of logarithms", -math.exp(-auto_offset(-np.log(-as_new), shift=0.0)), math.nan, "whole"
+            yield "tail of logarithms", offset_of_ratios(-as_new), math.nan, "whole"
         yield "training scores, 99 %", float(np.quantile(of_training, FALSE_ALARM_RATE)), math.nan, "whole"
         yield "lowest training score", float(of_training.min()), math.nan, "whole"
         if n < SMALLEST_SPLIT:
