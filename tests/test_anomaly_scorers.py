@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import sklearn
-from conftest import small_detector
+from helpers import small_detector
 from PIL import Image, PngImagePlugin
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer

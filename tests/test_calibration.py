@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_detector, textured_images
+from helpers import small_detector, textured_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

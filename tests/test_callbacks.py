@@ -12,7 +12,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from conftest import small_detector, textured_images
+from helpers import small_detector, textured_images
 from sklearn.base import clone
 from sklearn.callback import ScoringMonitor
 from sklearn.metrics import roc_auc_score

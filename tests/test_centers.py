@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

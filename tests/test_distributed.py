@@ -15,9 +15,9 @@ import joblib
 import numpy as np
 import pyarrow.dataset
 import pytest
-from conftest import small_detector, textured_images
 from distributed import Client, LocalCluster
 from fsspec.implementations.memory import MemoryFileSystem
+from helpers import small_detector, textured_images
 from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError

@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import small_detector, textured_images
+from helpers import small_detector, textured_images
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError

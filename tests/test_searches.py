@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn
-from conftest import textured_images
+from helpers import textured_images
 from PIL import Image
 from scipy.stats import uniform
 from sklearn.base import clone

@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import small_detector
+from helpers import small_detector
 from PIL import Image
 
 import skpbas._store

@@ -4,7 +4,7 @@ import errno
 
 import numpy as np
 import pytest
-from conftest import textured_images
+from helpers import textured_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

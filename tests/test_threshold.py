@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import small_detector, textured_images
+from helpers import small_detector, textured_images
 
 from skpbas._threshold import auto_offset, offset_of_ratios
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers import GOLDEN
 
 from skpbas.core.losses import PBASObjective
 from skpbas.core.networks import Discriminator, Projector
