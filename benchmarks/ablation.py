@@ -32,16 +32,17 @@ from skorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from skpbas import PBASDetector, _training
-from skpbas._devices import discriminator_arithmetic
-from skpbas._exemplars import CORESET_POOL
-from skpbas._training import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
-from skpbas.core import losses
+from skpbas import PBASDetector
+from skpbas._training import loop as _training
+from skpbas._training.exemplars import CORESET_POOL
+from skpbas._training.loop import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
+from skpbas.core import objective as losses
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset, farthest_points
-from skpbas.core.losses import PBASObjective, StepTerms
+from skpbas.core.devices import discriminator_arithmetic
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
+from skpbas.core.objective import PBASObjective, StepTerms
+from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_pro")
@@ -279,7 +280,7 @@ def logits_of_training(category: Features, detector: PBASDetector, lever: Traini
         losses.nearest_center = nearest
     assert head.discriminator is not None
     scorer = DiscriminatorScorer(features.aggregator, head.projector, head.discriminator)
-    scorer.autocast = discriminator_arithmetic(settings.precision, features.device)
+    scorer.precision = discriminator_arithmetic(settings.precision, features.device)
     grid = category.extractor.grid_shape
     of_training = torch.cat([scorer(parts) for parts, _ in features.parts_in_order(1)]).unflatten(1, grid)
     of_patches = average_around(of_training, 3)
@@ -296,8 +297,8 @@ def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: i
         features.sample(CORESET_POOL), min(n_exemplars, len(features) * features.n_positions // 4), n_directions
     )
     scorer = FusedScorer(features.aggregator, *untrained, coreset)
-    scorer.autocast = discriminator_arithmetic("auto", features.device)
-    scorer.standardise(features.parts_in_order(1))
+    scorer.precision = discriminator_arithmetic("auto", features.device)
+    scorer.standardize(features.parts_in_order(1))
     return torch.cat([scorer.distances(parts) for parts in category.test_parts()]) / scorer.mean_distance
 
 

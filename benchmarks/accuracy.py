@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 import skpbas
 from skpbas import PBASDetector
-from skpbas.core.embedded import EmbeddedBackbone
+from skpbas.core.backbones.embedded import EmbeddedBackbone
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
 UNTRAINED = "embedded-untrained"  # the embedded architecture with random weights, for comparison

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from skpbas import PBASDetector
-from skpbas._images import Geometry
-from skpbas._store import FeatureStore
-from skpbas._training import TrainingFeatures
+from skpbas._features.sampling import TrainingFeatures
+from skpbas._features.store import FeatureStore
+from skpbas._inputs.images import Geometry
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.datasets import load_mvtec, make_inspection_images
 

@@ -23,11 +23,11 @@ from measure import append_rows, read_rows, table
 from skorch.callbacks import Callback
 
 from skpbas import PBASDetector, presets
-from skpbas._exemplars import CORESET_POOL
-from skpbas._training import TrainingFeatures, new_net, new_objective
+from skpbas._features.sampling import TrainingFeatures, new_net, new_objective
+from skpbas._training.exemplars import CORESET_POOL
 from skpbas.core.coreset import N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
-from skpbas.core.scorers import FusedScorer
+from skpbas.core.patch_scores import FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
 PAPER_RECIPE = (
@@ -64,13 +64,13 @@ class Measured(Callback):  # type: ignore[misc]
         if epoch % self.every:
             return
         fuser = self._scorer(net)
-        fuser.standardise(self.features.parts_in_order(1), self.training_distance)
+        fuser.standardize(self.features.parts_in_order(1), self.training_distance)
         scorer = fuser.discriminator
         logits = torch.cat([scorer(parts) for parts in self.category.test_parts()])
         fused = fuser.fuse(logits.view_as(self.distance), self.distance).flatten(1)
         patches = {
-            "discriminator": (scorer.of_images(logits), torch.sigmoid(logits)),
-            "fused": (fuser.of_images(fused), fused),
+            "discriminator": (scorer.image_scores(logits), torch.sigmoid(logits)),
+            "fused": (fuser.image_scores(fused), fused),
         }
         for name, (image_scores, shown) in patches.items():
             pixels = pixel_metrics(self.category.masks, self.renderer(shown).numpy())

@@ -18,12 +18,12 @@ from plain import PlainMethod, normalise
 from torch import Tensor, nn
 
 from skpbas import PBASDetector
-from skpbas._training import scorer_arithmetic
+from skpbas._training.loop import scorer_arithmetic
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
+from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
 
 LAYERS = ("layer2", "layer3")
 
@@ -53,13 +53,13 @@ class Whole:
             directions = torch.linalg.qr(torch.randn(d, N_DIRECTIONS, generator=generator))[0].T
             coreset = Coreset(torch.zeros(d), directions, exemplars, torch.zeros(N_EXEMPLARS, dtype=torch.long))
             self.scorer = FusedScorer(self.extractor.aggregator, *networks, coreset)
-        self.scorer.autocast = scorer_arithmetic(self.scorer, "auto", torch.device("cpu"))
+        self.scorer.precision = scorer_arithmetic(self.scorer, "auto", torch.device("cpu"))
         self.renderer = MapRenderer(self.extractor.grid_shape, (size, size), 4.0)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return image scores and maps."""
-        scores = self.scorer(self.extractor.aggregator.pool(self.extractor.maps(images)))
-        return self.scorer.of_images(scores), self.scorer.maps(scores, self.renderer)
+        scores = self.scorer(self.extractor.aggregator.pool(self.extractor.feature_maps(images)))
+        return self.scorer.image_scores(scores), self.scorer.maps(scores, self.renderer)
 
 
 def scratch_bytes(kind: str, name: str, size: int, batch: int, score: str) -> int:
@@ -87,7 +87,7 @@ def compare(name: str, size: int, batch: int, rounds: int, score: str) -> dict[s
         seconds = in_turn(
             {
                 "bare": lambda: bare(normalised),
-                "own": lambda: whole.extractor.maps(images),
+                "own": lambda: whole.extractor.feature_maps(images),
                 "whole": lambda: whole(images),
                 "plain": lambda: plain.predict(images),
             },

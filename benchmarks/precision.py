@@ -37,7 +37,7 @@ def compare(name: str, images: Images, parameters: dict[str, Any]) -> list[dict[
     exact = np.empty(0)
     for arithmetic, (backbone, head) in ARITHMETICS.items():
         detector.feature_extractor_.autocast = backbone
-        detector._scorer.autocast = head
+        detector._scorer.precision = head
         scores, maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
         anomaly = -np.array(scores)
         exact = anomaly if head is None else exact

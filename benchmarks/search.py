@@ -31,12 +31,12 @@ from measure import machine, table
 from scipy.stats import kendalltau, spearmanr
 from sklearn.model_selection import GridSearchCV
 
-import skpbas._training
+import skpbas._training.loop
 import skpbas.estimator
 from skpbas import PBASDetector
-from skpbas._features import LevelMaps
-from skpbas._images import check_images
-from skpbas._masks import masks_at_map_size
+from skpbas._features.extraction import LevelMaps
+from skpbas._inputs.images import check_images
+from skpbas._inputs.mask_reader import masks_at_map_size
 from skpbas.datasets import load_mvtec
 from skpbas.metrics import image_auroc, pixel_pro
 from skpbas.model_selection import GroupNormalKFold, synthetic_validation
@@ -65,7 +65,7 @@ class Clock:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the parts of a fit."""
-        training = skpbas._training
+        training = skpbas._training.loop
         with contextlib.ExitStack() as patches:
             for owner, attribute, name in (
                 (skpbas.estimator, "train_head", "training"),

@@ -42,11 +42,10 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.frozen import FrozenEstimator
 
 from skpbas import PBASDetector
-from skpbas._features import LevelMaps
-from skpbas._images import ImageSequence
-from skpbas._store import FeatureStore
-from skpbas._threshold import FALSE_ALARM_RATE, SMALLEST_SPLIT, auto_offset, offset_of_ratios
-from skpbas._training import (
+from skpbas._features.extraction import LevelMaps
+from skpbas._features.store import FeatureStore
+from skpbas._inputs.images import ImageSequence
+from skpbas._training.loop import (
     Scorer,
     TrainingFeatures,
     TrainingSettings,
@@ -56,6 +55,7 @@ from skpbas._training import (
     score_stored,
     train_head,
 )
+from skpbas._training.threshold import FALSE_ALARM_RATE, SMALLEST_SPLIT, auto_offset, offset_of_ratios
 from skpbas.calibration import ConformalThreshold
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.datasets import INSPECTION_KINDS, load_mvtec, make_inspection_images

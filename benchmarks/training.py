@@ -22,9 +22,9 @@ from measure import in_turn, report
 from skorch import NeuralNet
 
 from skpbas import PBASDetector
-from skpbas._features import LevelMaps
-from skpbas._images import ImageSequence
-from skpbas._training import TrainingFeatures, TrainingSettings, new_net, new_objective
+from skpbas._features.extraction import LevelMaps
+from skpbas._features.sampling import TrainingFeatures, TrainingSettings, new_net, new_objective
+from skpbas._inputs.images import ImageSequence
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.datasets import make_inspection_images
 

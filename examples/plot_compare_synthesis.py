@@ -13,7 +13,7 @@ Generated images show how the package works; the article compares the three on r
 # Three detectors
 # ---------------
 #
-# ``score="discriminator"`` is the article's score, and leaves the comparison to the discriminator, which the synthetic
+# ``patch_score="discriminator"`` is the article's score, and leaves the comparison to the discriminator, which the synthetic
 # anomalies teach. Without synthesis there is none, and a patch's score is its distance to the nearest centre.
 
 from skpbas.datasets import make_inspection_images
@@ -31,7 +31,7 @@ for name, synthesis in ways.items():
         "embedded",
         image_size=96,
         synthesis=synthesis,
-        score="discriminator",
+        patch_score="discriminator",
         contamination=0.1,
         max_epochs=50,
         patches_per_step=512,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skpbas import __version__
-from skpbas.demo import DEFAULT_NETWORK, GENERATED_EPOCHS, PICTURE_NAME, DemoOptions, run_demo
+from skpbas._cli.demo import DEFAULT_NETWORK, GENERATED_EPOCHS, PICTURE_NAME, DemoOptions, run_demo
 from skpbas.errors import SkpbasError
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import _safe_indexing, get_tags, indexable
-from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt
+from sklearn.utils import get_tags, indexable
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _num_samples, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from skpbas._images import check_images
-from skpbas._parameters import draw_seed
-from skpbas._targets import normal_rows
+from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
+from skpbas._inputs.images import check_images
+from skpbas._inputs.parameters import draw_seed
+from skpbas._inputs.targets import normal_rows
 from skpbas.errors import CalibrationError
 
 __all__ = ["ConformalThreshold"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -12,36 +13,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.callback import with_callbacks
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skpbas._cache import MapCache
-from skpbas._callbacks import TakesCallbacks, completed
-from skpbas._devices import resolve_device
-from skpbas._features import LevelMaps
-from skpbas._images import Geometry, ImageSequence, check_images
-from skpbas._parameters import CONSTRAINTS, draw_seed, height_and_width
-from skpbas._pickles import OpensAnywhere
-from skpbas._targets import normal_rows
-from skpbas._training import (
-    Completion,
-    TrainedHead,
-    TrainingFeatures,
-    TrainingSettings,
-    n_epochs,
-    train_head,
-)
+from skpbas._compat import CallbackSupportMixin, with_callbacks
+from skpbas._features.cache import MapCache
+from skpbas._features.extraction import LevelMaps
+from skpbas._features.sampling import TrainingFeatures
+from skpbas._inputs.images import Geometry, ImageSequence, check_images
+from skpbas._inputs.parameters import CONSTRAINTS, draw_seed, height_and_width
+from skpbas._inputs.targets import normal_rows
+from skpbas._training.callbacks import FitTasks
+from skpbas._training.completion import Completion
+from skpbas._training.deferred import DeferrableAttribute, Deferred
+from skpbas._training.loop import TrainedHead, train_head
+from skpbas._training.pickling import PicklingMixin
+from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.maps import MapRenderer
+from skpbas.core.devices import resolve_device
+from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
 
-_AUTOCAST = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
+_BACKBONE = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Find defective images, and where they are defective, after learning from good ones only.
 
     PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network gives a feature of every
@@ -98,7 +96,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         Adam's learning rates at their peak.
     projector_decay, discriminator_decay : float, default=1e-5, 1e-2
         Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
-    score : {"fused", "discriminator", "distance"}, default="fused"
+    patch_score : {"fused", "discriminator", "distance"}, default="fused"
         What a patch's score is. "discriminator": D's alone, as in the article; "distance": how far its feature is from
         the nearest centre; "fused": the distance to the nearest of 4,096 exemplars of the training features, in units
         of its mean over the training images, times one plus D's softened word (see "Method" in the guide). Without
@@ -123,9 +121,6 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         content of image and network, and exemplars by the content of the features. Folds and candidates of a search,
         and later fits, then decode no image twice and run the backbone no second time; processes may share it. Scores
         move by float16's rounding, as in training.
-    callbacks : callback, sequence of callbacks or None, default=None
-        scikit-learn's (``sklearn.callback``), called beside those of ``set_callbacks``; clones share them. They see
-        every epoch, and a True from ``on_fit_task_end`` makes it the last: see "Callbacks" in the guide.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one a core.
     verbose : int, default=0
@@ -180,17 +175,17 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
     (8, 64, 64)
     """
 
+    model_: DeferrableAttribute[PBASModel] = DeferrableAttribute()
     feature_extractor_: FeatureExtractor
     center_: Tensor
     projector_: Projector
     discriminator_: Discriminator | None
-    offset_: float
+    offset_: DeferrableAttribute[float] = DeferrableAttribute()
     n_iter_: int
     loss_curve_: dict[str, list[float]]
     device_: torch.device
     n_samples_fit_: int
     map_shape_: tuple[int, int]
-    _renderer: MapRenderer
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
@@ -220,14 +215,14 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         discriminator_lr: float = 5e-4,
         projector_decay: float = 1e-5,
         discriminator_decay: float = 1e-2,
-        score: str = "fused",
+        patch_score: str = "fused",
+        n_exemplars: int = 4096,
         smoothing_sigma: float = 4.0,
         contamination: str | float = "auto",
         device: str | torch.device = "auto",
         precision: str = "auto",
         random_state: Any = None,
         memory: Any = None,
-        callbacks: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -254,14 +249,14 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         self.discriminator_lr = discriminator_lr
         self.projector_decay = projector_decay
         self.discriminator_decay = discriminator_decay
-        self.score = score
+        self.patch_score = patch_score
+        self.n_exemplars = n_exemplars
         self.smoothing_sigma = smoothing_sigma
         self.contamination = contamination
         self.device = device
         self.precision = precision
         self.random_state = random_state
         self.memory = memory
-        self.callbacks = callbacks
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -311,7 +306,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(draw_seed(self.random_state))
         settings = self._training_settings()
-        tasks = self._begin_fit(X, y, n_epochs(settings, len(rows)))
+        tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             extractor = self._make_extractor(generator).to(device)
@@ -320,20 +315,39 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         memory = None if level_maps.cache is None else level_maps.cache.memory
         features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator, memory)
 
-        def state_of(head: TrainedHead, features: TrainingFeatures) -> dict[str, Any]:
-            return {
-                "feature_extractor_": extractor,
-                "map_shape_": extractor.image_size,
-                "_renderer": MapRenderer(extractor.grid_shape, extractor.image_size, self.smoothing_sigma).to(device),
-                **Completion(features, head, settings, self.contamination).attributes,
-            }
+        def as_of_now(head: TrainedHead) -> PBASDetector:
+            """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
+            completion = Completion(extractor, features.as_of_now(), head, settings)
+            model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
+            return copy.copy(self)._set_fitted(extractor, features, head, model, offset)
 
-        epochs = tasks.epochs(lambda head: state_of(head, features.as_of_now()))
-        state = state_of(train_head(features, settings, listener=epochs), features)
+        head = train_head(features, settings, listener=tasks.epochs(as_of_now))
+        completion = Completion(extractor, features, head, settings)
         with tasks.task("threshold"):
-            state |= completed(state.pop("_completion"))
-        self.__dict__.update(state)
+            model, offset = completion.model, completion.offset
+        self._set_fitted(extractor, features, head, model, offset)
         tasks.end()
+        return self
+
+    def _set_fitted(
+        self,
+        extractor: FeatureExtractor,
+        features: TrainingFeatures,
+        head: TrainedHead,
+        model: PBASModel | Deferred[PBASModel],
+        offset: float | Deferred[float],
+    ) -> Self:
+        self.feature_extractor_ = extractor
+        self.map_shape_ = extractor.image_size
+        self.center_ = head.center
+        self.projector_ = head.projector
+        self.discriminator_ = head.discriminator
+        self.loss_curve_ = head.loss_curve
+        self.n_iter_ = head.n_epochs
+        self.n_samples_fit_ = len(features)
+        self.device_ = features.device
+        self.model_ = model
+        self.offset_ = offset
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -351,7 +365,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         -------
         ndarray of shape (n,), float64
         """
-        batches = [self._scorer.of_images(scores).cpu().double() for scores, _ in self._iter_patch_scores(X)]
+        batches = [self.model_.image_scores(scores).cpu().double() for scores, _ in self._iter_patch_scores(X)]
         return -torch.cat(batches).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -383,9 +397,9 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Say of each pixel how anomalous it is.
 
-        The patches' scores, brought to the size of the network's input and smoothed (Eq. 12). With
-        ``score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), m its mean in the last
-        epoch; a fused score so that 0.5 is what the worst patches of a good image have.
+        The patch scores, brought to the size of the network's input and smoothed (Eq. 12). With
+        ``patch_score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), where m is its mean in
+        the last epoch; a fused score such that 0.5 is the mean image score of the normal training images.
 
         Parameters
         ----------
@@ -438,8 +452,8 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         self, scored: Iterator[tuple[Tensor, list[Geometry]]], *, to_input: bool
     ) -> Iterator[tuple[float, NDArray[np.float32]]]:
         for scores, geometries in scored:
-            maps = self._scorer.maps(scores, self._renderer)
-            image_scores = (-self._scorer.of_images(scores).cpu().double()).tolist()
+            maps = self.model_.anomaly_maps(scores)
+            image_scores = (-self.model_.image_scores(scores).cpu().double()).tolist()
             for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
                 yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
 
@@ -447,9 +461,9 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
         """Return an iterator over batches: patch scores (B, P), and where each view lies in its image."""
         check_is_fitted(self)
         items = check_images(X)
-        level_maps = self._level_maps(items, self.feature_extractor_)
-        pool = self.feature_extractor_.aggregator.pool
-        return ((self._scorer(pool(maps)), geometries) for maps, geometries in level_maps.batches(range(len(items))))
+        model = self.model_
+        batches = self._level_maps(items, model.extractor).batches(range(len(items)))
+        return ((model.patch_scores(feature_maps), geometries) for feature_maps, geometries in batches)
 
     def _level_maps(self, items: Any, extractor: FeatureExtractor) -> LevelMaps:
         images = ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride)
@@ -470,7 +484,7 @@ class PBASDetector(TakesCallbacks, OpensAnywhere, OutlierMixin, BaseEstimator): 
             image_size=height_and_width(self.image_size),
             patch_size=self.patch_size,
             feature_dim=self.feature_dim,
-            autocast=_AUTOCAST[self.precision],
+            precision=_BACKBONE[self.precision],
         )
 
     def _training_settings(self) -> TrainingSettings:

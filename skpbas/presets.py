@@ -31,7 +31,7 @@ PAPER: dict[str, Any] = {
     "discriminator_lr": 2e-4,
     "projector_decay": 1e-5,
     "discriminator_decay": 1e-2,
-    "score": "discriminator",
+    "patch_score": "discriminator",
     "smoothing_sigma": 4.0,
 }
 

@@ -13,8 +13,8 @@ from sklearn import get_config
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from skpbas._masks import masks_at_map_size
-from skpbas._targets import anomalous_rows, are_masks, check_length
+from skpbas._inputs.mask_reader import masks_at_map_size
+from skpbas._inputs.targets import anomalous_rows, are_masks, check_length
 from skpbas.errors import InvalidTargetError
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 

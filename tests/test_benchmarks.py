@@ -13,7 +13,7 @@ from skpbas.core.backbones import build_backbone
 from skpbas.core.coreset import Coreset
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer, FusedScorer
+from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -53,14 +53,14 @@ def test_the_ablation_starts_from_the_packages_own_score():
     networks = Projector(12, generator, "xavier"), Discriminator(12, 8, generator).eval()
     coreset = Coreset.of([(torch.randn(200, 12, generator=generator), torch.arange(200) % 5)], 32)
     scorer = FusedScorer(aggregator, *networks, coreset)
-    scorer.mean_logit, scorer.logit_deviation = torch.tensor(-1.5), torch.tensor(0.7)
+    scorer.mean_logit, scorer.logit_std = torch.tensor(-1.5), torch.tensor(0.7)
     logit = 5 * torch.randn(3, 32, 32, generator=generator)
     distance = torch.rand(3, 32, 32, generator=generator)
     default = ablation.READINGS["default"]
     patches = default.patches(ablation.Trained(logit, torch.tensor([-1.5, 0.7]), lambda *_: distance))
     torch.testing.assert_close(patches, scorer.fuse(logit, distance))
     largest = patches.flatten(1).topk(default.largest, dim=1).values.mean(1)
-    torch.testing.assert_close(largest, scorer.of_images(patches))
+    torch.testing.assert_close(largest, scorer.image_scores(patches))
 
 
 def test_a_plain_step_lowers_the_loss():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from skpbas.core.backbones import build_backbone
-from skpbas.core.embedded import EmbeddedBackbone
+from skpbas.core.backbones.embedded import EmbeddedBackbone
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

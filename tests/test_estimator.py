@@ -52,9 +52,9 @@ def test_the_same_image_scores_the_same_in_any_batch(fitted, good_images):
 
 
 def test_scores_still_rank_where_probabilities_round_to_one(good_images, spoiled):
-    fitted = small_detector(score="discriminator").fit(good_images)
+    fitted = small_detector(patch_score="discriminator").fit(good_images)
     detector = copy.deepcopy(fitted)
-    detector._scorer.output.mul_(1e4)
+    detector.model_.patch_scorer.output.mul_(1e4)
     scores = detector.score_samples(spoiled)
     assert (torch.sigmoid(torch.from_numpy(-scores).float()) == 1).all()
     assert len(np.unique(scores)) == len(spoiled)
@@ -63,14 +63,14 @@ def test_scores_still_rank_where_probabilities_round_to_one(good_images, spoiled
 
 def test_fused_scores_still_rank_where_probabilities_round_to_one(fitted, spoiled):
     detector = copy.deepcopy(fitted)
-    detector._scorer.discriminator.output.mul_(1e4)
+    detector.model_.patch_scorer.discriminator.output.mul_(1e4)
     assert len(np.unique(detector.score_samples(spoiled))) == len(spoiled)
 
 
 @pytest.mark.parametrize("score", ["discriminator", "distance", "fused"])
 def test_every_score_finds_what_is_spoiled_and_gives_maps_in_the_unit_interval(score, good_images, spoiled):
     # pretrained features: among random ones a discriminator alone points well with some seeds only
-    detector = small_detector(score=score, image_size=128, max_epochs=30).set_params(backbone="embedded")
+    detector = small_detector(patch_score=score, image_size=128, max_epochs=30).set_params(backbone="embedded")
     detector.fit(good_images)
     assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
     maps = detector.anomaly_map(spoiled)
@@ -241,7 +241,7 @@ def test_features_are_extracted_once_a_fit(good_images):
 
 
 def test_max_epochs_auto_makes_enough_steps_for_few_images_and_enough_passes_for_many():
-    from skpbas._training import SUFFICIENT_EPOCHS, SUFFICIENT_STEPS, n_epochs
+    from skpbas._training.settings import SUFFICIENT_EPOCHS, SUFFICIENT_STEPS, n_epochs
 
     settings = small_detector(max_epochs="auto")._training_settings()
     for n_images in (2, 8, 60, 209, 1000, 20000):
@@ -413,7 +413,7 @@ def test_reading_with_threads_gives_the_same_detector(good_images, tmp_path):
 
 
 def test_interrupting_training_is_not_taken_for_its_end(good_images, monkeypatch):
-    from skpbas.core.losses import PBASObjective
+    from skpbas.core.objective import PBASObjective
 
     def interrupted(self, features):
         raise KeyboardInterrupt
@@ -427,7 +427,7 @@ def test_interrupting_training_is_not_taken_for_its_end(good_images, monkeypatch
 
 def test_importing_is_light_and_the_core_needs_no_sklearn():
     code = (
-        "import sys, skpbas, skpbas.core.losses, skpbas.core.maps, skpbas.core.backbones; "
+        "import sys, skpbas, skpbas.core.objective, skpbas.core.maps, skpbas.core.backbones; "
         "assert not {'sklearn', 'skorch', 'torchvision'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -3,10 +3,10 @@
 import re
 import tracemalloc
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -24,7 +24,7 @@ from skpbas.metrics import (
     pro_curve,
 )
 
-GOLDEN = Path(__file__).parent / "data" / "golden_metrics.npz"
+GOLDEN = ROOT / "tests" / "data" / "golden_metrics.npz"
 CASES = range(4)
 CASES_WITHOUT_MANY_TIES = (0, 1, 3)  # case 2 has 8 distinct scores; the others a handful of tied pairs
 LIMITS = ("0.3", "0.05", "1.0")

@@ -1,208 +1,347 @@
-"""Scorers against the same computations written out step by step."""
+"""Scorers: labels and masks in every form against slow computations, one pass, and errors that name the sample."""
 
+import math
+import pickle
+
+import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import sklearn
+from helpers import small_detector
+from PIL import Image, PngImagePlugin
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 
-from skpbas.core.aggregation import PatchAggregator
-from skpbas.core.coreset import Coreset, farthest_points, principal_directions
-from skpbas.core.maps import MapRenderer
-from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.scorers import DiscriminatorScorer, DistanceScorer, FusedScorer
+from skpbas import metrics
+from skpbas.errors import InvalidTargetError
+from skpbas.scorers import (
+    SCORERS,
+    AnomalyScorer,
+    image_ap_scorer,
+    image_auroc_scorer,
+    pixel_auroc_scorer,
+    pixel_pro_scorer,
+)
 
-
-def used_discriminator(feature_dim, hidden_dim, generator, n_heads):
-    """Return a discriminator whose batch norm has seen data and been trained."""
-    discriminator = Discriminator(feature_dim, hidden_dim, generator, n_heads)
-    norm = discriminator.norm
-    norm.running_mean.normal_(generator=generator)
-    norm.running_var.uniform_(0.2, 3.0, generator=generator)
-    torch.nn.init.normal_(norm.weight, 1.0, 0.3, generator=generator)
-    torch.nn.init.normal_(norm.bias, generator=generator)
-    return discriminator.eval()
-
-
-def case(channels, grid, patch_size, feature_dim, hidden_dim, seed, n_images=2, n_heads=1):
-    """Return networks, the levels' parts of some images, and their patch features."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(c, -(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i, c in enumerate(channels)]
-    maps = [torch.randn(n_images, *shape, generator=generator) for shape in shapes]
-    aggregator = PatchAggregator(channels, patch_size, feature_dim)
-    projector = Projector(feature_dim, generator, "xavier")
-    discriminator = used_discriminator(feature_dim, hidden_dim, generator, n_heads)
-    return aggregator, projector, discriminator, aggregator.pool(maps), aggregator(maps)
+MAP_SHAPE = (8, 8)
+LABELS = np.array([1, 1, 1, -1, -1])
 
 
-CASES = {
-    "channels": st.lists(st.integers(1, 12), min_size=1, max_size=3),
-    "grid": st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    "patch_size": st.sampled_from([1, 3, 5]),
-    "feature_dim": st.integers(1, 24),
-    "hidden_dim": st.integers(1, 16),
-    "n_heads": st.integers(1, 3),
-    "seed": st.integers(0, 99),
-}
+class KnownDetector:
+    """Gives known scores and maps, and counts how often it is asked."""
+
+    def __init__(self, n=5, *, map_shape=MAP_SHAPE, resize="stretch", seed=0):
+        rng = np.random.default_rng(seed)
+        self.scores, self.maps = rng.normal(size=n), rng.random((n, *map_shape), dtype=np.float32)
+        self.map_shape_, self.resize, self.asked = map_shape, resize, []
+
+    def score_samples(self, X):
+        self.asked.append("score_samples")
+        return self.scores[: len(X)]
+
+    def iter_scores_and_maps(self, X):
+        self.asked.append("iter_scores_and_maps")
+        return zip(self.scores.tolist()[: len(X)], self.maps, strict=False)
 
 
-@given(**CASES)
-@settings(deadline=None, max_examples=80)
-def test_logits_equal_those_of_aggregation_projector_and_discriminator(**parameters):
-    aggregator, projector, discriminator, pooled, features = case(**parameters)
-    expected = discriminator(projector(features).flatten(0, 1)).view(features.shape[:2])
-    scores = DiscriminatorScorer(aggregator, projector, discriminator)(pooled)
-    torch.testing.assert_close(scores, expected, atol=2e-4, rtol=1e-4)
+def images(n=5, shape=(16, 24)):
+    return np.zeros((n, *shape), np.uint8)
 
 
-@given(**CASES)
-@settings(deadline=None, max_examples=40)
-def test_distances_are_to_the_most_similar_centre(**parameters):
-    aggregator, projector, _, pooled, features = case(**parameters)
-    center = torch.randn(7, features.shape[2], generator=torch.Generator().manual_seed(1))
-    scores = DistanceScorer(aggregator, projector, center, 1.0)(pooled)
-    u = projector(features)
-    similarity = torch.nn.functional.cosine_similarity(u[:, :, None], center, dim=3)
-    distance = torch.linalg.vector_norm(u[:, :, None] - center, dim=3)
-    best = similarity.amax(2, keepdim=True)
-    near_best = similarity > best - 1e-5  # rounding may decide between these
-    assert ((distance - scores[:, :, None]).abs().lt(1e-4) & near_best).any(2).all()
+def masks_for(labels, shape, seed=1):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((len(labels), *shape), bool)
+    for i in np.flatnonzero(np.asarray(labels) == -1):
+        top, left = rng.integers(0, shape[0] // 2), rng.integers(0, shape[1] // 2)
+        masks[i, top : top + shape[0] // 3, left : left + shape[1] // 3] = True
+    return masks
 
 
-def coreset_of(features, **sizes):
-    """Return a coreset of the features (B, P, d) of some images."""
-    numbers = torch.arange(len(features)).repeat_interleave(features.shape[1])
-    return Coreset.of([(features.flatten(0, 1), numbers)], **sizes)
+def brought_to_map(mask, map_shape):
+    """Nearest, pixel by pixel."""
+    seen = np.zeros(map_shape, bool)
+    for row in range(map_shape[0]):
+        for column in range(map_shape[1]):
+            source_row = math.floor((row + 0.5) * mask.shape[0] / map_shape[0])
+            source_column = math.floor((column + 0.5) * mask.shape[1] / map_shape[1])
+            seen[row, column] = mask[source_row, source_column]
+    return seen
 
 
-def averaged_over_neighbours(grid):
-    """Return each position's mean with those of its eight neighbours that there are, of one (H, W) grid."""
-    height, width = grid.shape
-    means = torch.empty_like(grid)
-    for i in range(height):
-        for j in range(width):
-            means[i, j] = grid[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean()
-    return means
+@pytest.mark.parametrize(
+    "y",
+    [
+        LABELS,
+        LABELS.astype(float),
+        LABELS.tolist(),
+        LABELS[:, None],
+        LABELS.astype(object),
+        (LABELS == -1).astype(int),
+        LABELS == -1,
+    ],
+    ids=["+1/-1", "floats", "list", "column", "objects", "0/1", "booleans"],
+)
+def test_image_metrics_read_labels_in_each_encoding(y):
+    detector = KnownDetector()
+    assert image_auroc_scorer(detector, images(), y) == metrics.image_auroc(LABELS, -detector.scores)
+    assert image_ap_scorer(detector, images(), y) == metrics.image_ap(LABELS, -detector.scores)
 
 
-def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_doubles():
-    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 6), 3, 24, 16, 0, n_images=6)
-    coreset = coreset_of(features, n_exemplars=40, n_directions=10)
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset)
-    numbers = torch.arange(6)
-    scorer.standardise([([part[rows] for part in pooled], rows) for rows in numbers.split(4)])
-
-    logits = discriminator(projector(features).flatten(0, 1)).view(6, 8, 6)
-    averaged = torch.stack([averaged_over_neighbours(grid) for grid in logits]).flatten(1)
-    word = torch.sigmoid((averaged - averaged.mean()) / averaged.std() / 3)
-    distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 48, 40)
-    to_others = distance.masked_fill(coreset.owners == numbers[:, None, None], torch.inf).amin(2)
-
-    def fused(distances):
-        return (1 + word) * distances / to_others.mean()
-
-    torch.testing.assert_close(scorer(pooled), fused(distance.amin(2)), atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(scorer(pooled, numbers), fused(to_others), atol=2e-3, rtol=1e-3)
+def test_image_metrics_read_masks():
+    detector = KnownDetector()
+    masks = [mask if mask.any() else None for mask in masks_for(LABELS, (16, 24))]
+    assert image_auroc_scorer(detector, images(), masks) == metrics.image_auroc(LABELS, -detector.scores)
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_a_fused_score_does_not_depend_on_how_large_the_discriminators_logits_are(factor):
-    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 6), 3, 24, 16, 0, n_images=6)
-    scores = []
-    for scale in (1.0, factor):
-        discriminator.output.weight.data.mul_(scale)
-        scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=40))
-        scorer.standardise([(pooled, torch.arange(6))])
-        scores.append(scorer(pooled))
-    torch.testing.assert_close(scores[0], scores[1])
+@pytest.mark.parametrize("name", ["pixel_auroc", "pixel_ap", "pixel_pro"])
+def test_pixel_metrics_agree_with_masks_brought_to_the_map_pixel_by_pixel(name):
+    detector = KnownDetector()
+    masks = masks_for(LABELS, (16, 24))
+    seen = np.stack([brought_to_map(mask, MAP_SHAPE) for mask in masks])
+    expected = getattr(metrics, name)(seen, detector.maps)
+    assert SCORERS[name](detector, images(), masks) == expected
+    assert SCORERS[name](detector, images(), seen) == expected
 
 
-@pytest.mark.parametrize(("n_patches", "k"), [(16, 1), (199, 1), (400, 4), (1024, 10), (4096, 10)])
-def test_an_images_fused_score_is_the_mean_of_its_ten_largest_or_its_largest_hundredth(n_patches, k):
-    aggregator, projector, discriminator, _, features = case((4,), (4, 4), 1, 4, 8, 0)
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=4))
-    scores = torch.randn(3, n_patches, generator=torch.Generator().manual_seed(0))
-    expected = [sum(sorted(row.tolist())[-k:]) / k for row in scores]
-    torch.testing.assert_close(scorer.of_images(scores), torch.tensor(expected))
+def test_under_crop_only_the_masks_centre_counts():
+    detector = KnownDetector(resize="crop")  # 16 x 32 becomes 8 x 16, of which the middle 8 x 8 is seen
+    masks = masks_for(LABELS, (16, 32))
+    masks[3:, :, 12] = True
+    seen = np.stack([brought_to_map(mask, (8, 16))[:, 4:12] for mask in masks])
+    expected = metrics.pixel_auroc(seen, detector.maps)
+    assert pixel_auroc_scorer(detector, images(shape=(16, 32)), masks) == expected
 
 
-def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
-    aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 8), 3, 24, 16, 0, n_images=6)
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(features, n_exemplars=40))
-    scorer.standardise([(pooled, torch.arange(6))])
-    scores = torch.linspace(0, 1e3, 64).view(1, 64)
-    maps = scorer.maps(scores, MapRenderer((8, 8), (8, 8), 0.0)).flatten()
-    assert maps.min() >= 0
-    assert maps.max() <= 1
-    assert (maps.diff() > 0).all()
-    limit = scorer.of_images(scorer(pooled, torch.arange(6))).mean().expand(1, 64)
-    torch.testing.assert_close(scorer.maps(limit, MapRenderer((8, 8), (8, 8), 0.0)), torch.full((1, 8, 8), 0.5))
+def test_masks_may_be_arrays_images_or_files_and_any_non_zero_pixel_counts(tmp_path):
+    detector = KnownDetector()
+    masks = masks_for(LABELS, (16, 24))
+    grey = np.uint8(masks) * 7
+    colour = np.repeat(grey[..., None], 3, axis=3)
+    opaque = np.concatenate([colour, np.full((5, 16, 24, 1), 255, np.uint8)], axis=3)
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, mask in zip(paths, grey, strict=True):
+        Image.fromarray(mask).save(path)
+    expected = pixel_auroc_scorer(detector, images(), masks)
+    forms = {
+        "floats": masks.astype(float),
+        "PIL": [Image.fromarray(mask) for mask in grey],
+        "colour": [Image.fromarray(mask) for mask in colour],
+        "opaque": [Image.fromarray(mask) for mask in opaque],
+        "paths": paths,
+        "strings": [str(path) for path in paths],
+        "None": [None, None, None, *grey[3:]],
+        "mixed": [None, paths[1], grey[2], Image.fromarray(grey[3]), paths[4]],
+    }
+    for form, y in forms.items():
+        assert pixel_auroc_scorer(detector, images(), y) == expected, form
 
 
-def test_images_of_one_colour_have_finite_fused_scores():
-    aggregator, projector, discriminator, _, _ = case((4,), (4, 4), 1, 4, 8, 0)
-    pooled = [torch.ones(3, 4, 4, 4)]
-    scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(torch.ones(3, 16, 4), n_exemplars=12))
-    scorer.standardise([(pooled, torch.arange(3))])
-    assert scorer(pooled).isfinite().all()
-    assert scorer.maps(scorer(pooled), MapRenderer((4, 4), (8, 8), 1.0)).isfinite().all()
+def test_a_mask_fits_its_image_as_that_is_shown_and_no_image_is_decoded_for_it(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter: 16 x 24 pixels become 24 x 16
+    for path in paths:
+        Image.fromarray(images(1)[0]).save(path, exif=exif)
+    detector, masks = KnownDetector(), masks_for(LABELS, (24, 16))
+    seen = np.stack([brought_to_map(mask, MAP_SHAPE) for mask in masks])
+
+    def decoded(_self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded)
+    assert pixel_auroc_scorer(detector, paths, masks) == metrics.pixel_auroc(seen, detector.maps)
+    with pytest.raises(InvalidTargetError, match=r"y\[0\] is 16 x 24; its image X\[0\] \(.*0\.png\) is 24 x 16"):
+        pixel_auroc_scorer(detector, paths, masks_for(LABELS, (16, 24)))
 
 
-def greedy_radius(points, k):
-    """Return the distance of the farthest point from those that a plain farthest-point selection chooses."""
-    chosen = [int((points - points.mean(0)).square().sum(1).argmax())]
-    for _ in range(k - 1):
-        chosen.append(int(torch.cdist(points, points[chosen]).amin(1).argmax()))
-    return float(torch.cdist(points, points[chosen]).amin(1).max())
+def test_several_metrics_come_from_one_pass():
+    detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
+    scores = AnomalyScorer(("pixel_pro", "image_auroc", "image_ap", "pixel_ap", "pixel_auroc"))(
+        detector, images(), masks
+    )
+    assert detector.asked == ["iter_scores_and_maps"]
+    assert list(scores) == ["pixel_pro", "image_auroc", "image_ap", "pixel_ap", "pixel_auroc"]
+    assert scores == {name: SCORERS[name](detector, images(), masks) for name in scores}
+    assert all(isinstance(score, float) for score in scores.values())
 
 
-@given(n=st.integers(1, 300), q=st.integers(1, 6), share=st.floats(0.01, 1), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
-def test_chosen_points_are_different_and_lie_as_near_to_all_as_a_plain_selection_has_them(n, q, share, seed):
-    points = torch.randn(n, q, generator=torch.Generator().manual_seed(seed))
-    k = max(1, int(share * n))
-    chosen = farthest_points(points, k)
-    assert len(set(chosen.tolist())) == k
-    radius = float(torch.cdist(points, points[chosen]).amin(1).max())
-    assert radius <= 1.001 * greedy_radius(points, k) + 1e-3
+def test_image_metrics_alone_render_no_maps():
+    detector = KnownDetector()
+    AnomalyScorer(("image_auroc", "image_ap"))(detector, images(), LABELS)
+    assert detector.asked == ["score_samples"]
 
 
-def test_a_rare_cluster_gets_an_exemplar():
-    points = torch.randn(5000, 8, generator=torch.Generator().manual_seed(0))
-    points[4321] += 30
-    assert 4321 in farthest_points(points, 64).tolist()
+def test_max_fpr_reaches_pro():
+    detector, masks = KnownDetector(), masks_for(LABELS, MAP_SHAPE)
+    scorer = AnomalyScorer("pixel_pro", max_fpr=0.9)
+    assert scorer(detector, images(), masks) == metrics.pixel_pro(masks, detector.maps, max_fpr=0.9)
+    assert scorer(detector, images(), masks) != pixel_pro_scorer(detector, images(), masks)
 
 
-def test_directions_are_those_of_largest_variance():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(400, 6, generator=generator) * torch.tensor([5.0, 4.0, 3.0, 0.2, 0.1, 0.05]) + 7
-    mean, directions = principal_directions(features, 3)
-    torch.testing.assert_close(mean, features.mean(0))
-    torch.testing.assert_close(directions @ directions.T, torch.eye(3), atol=1e-5, rtol=0)
-    assert (directions[:, 3:].abs() < 0.05).all()
-    assert principal_directions(features, 128)[1].shape == (6, 6)
+def test_masks_apart_from_y_serve_pixel_metrics_and_y_the_image_metrics():
+    detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
+    both = AnomalyScorer(("image_auroc", "pixel_auroc"))
+    expected = both(detector, images(), masks)
+    assert both(detector, images(), LABELS, masks=masks) == expected
+    assert both(detector, images(), (LABELS == -1).astype(int), masks=masks) == expected
+    assert both(detector, images(), masks=masks) == expected
+    assert both(detector, images(), masks, masks=masks) == expected
+    assert image_auroc_scorer(detector, images(), masks=masks) == expected["image_auroc"]
 
 
-@pytest.mark.parametrize("n_directions", [4, 12])
-def test_the_distance_is_that_of_the_nearest_exemplar(n_directions):
-    features = torch.randn(300, 12, generator=torch.Generator().manual_seed(0))
-    coreset = coreset_of(features[None], n_exemplars=50, n_directions=n_directions)
-    points = coreset.reduce(torch.randn(40, 12, generator=torch.Generator().manual_seed(1)))
-    torch.testing.assert_close(coreset.distance(points), torch.cdist(points, coreset.exemplars).amin(1))
+def test_a_real_detector_a_pipeline_and_a_search_score_alike(fitted, good_images):
+    X = np.concatenate([good_images, 255 - good_images[:4]])
+    masks = np.zeros((16, 64, 64), bool)
+    masks[12:, 10:40, 20:50] = True
+    scorer = AnomalyScorer(("image_auroc", "pixel_pro"))
+    expected = {
+        "image_auroc": metrics.image_auroc(masks.any(axis=(1, 2)), -fitted.score_samples(X)),
+        "pixel_pro": metrics.pixel_pro(masks, fitted.anomaly_map(X)),
+    }
+    assert scorer(fitted, X, masks) == expected
+    negative = FunctionTransformer(lambda images: 255 - images).fit(X)
+    pipeline = Pipeline([("negative", negative), ("nothing", "passthrough"), ("detector", fitted)])
+    assert scorer(pipeline, 255 - X, masks) == expected
+
+    class FittedSearch:
+        best_estimator_ = pipeline
+
+    assert scorer(FittedSearch(), 255 - X, masks) == expected
 
 
-@given(length=st.floats(0.01, 1e4), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
-def test_the_search_in_bfloat16_is_exact_but_for_rounding_however_far_the_points_are_from_the_mean(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    shift = length * torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
-    exemplars = (torch.randn(50, 16, generator=generator) + shift).bfloat16().float()
-    points = (torch.randn(40, 16, generator=generator) + shift).bfloat16().float()
-    coreset = Coreset(torch.zeros(16), torch.eye(16), exemplars, torch.arange(50) % 5)
-    images = torch.arange(40) % 5
-    coreset.in_bfloat16 = True
-    squares = torch.cdist(points.double(), exemplars.double()).square()
-    to_others = squares.masked_fill(coreset.owners == images[:, None], torch.inf).amin(1)
-    # eight bits of the result, and float32's rounding of sums as large as the squared lengths
-    tolerance = {"rtol": 2**-7, "atol": 2e-6 * (length + 5) ** 2}
-    torch.testing.assert_close(coreset.distance(points).double().square(), squares.amin(1), **tolerance)
-    torch.testing.assert_close(coreset.distance(points, images).double().square(), to_others, **tolerance)
+def test_a_detector_of_another_kind_shows_the_maps_size_by_its_first_map():
+    detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
+    expected = pixel_auroc_scorer(detector, images(), masks)
+    del detector.map_shape_, detector.resize
+    assert pixel_auroc_scorer(detector, images(), masks) == expected
+
+
+def test_an_estimator_without_maps_is_named():
+    class ScoresOnly:
+        def score_samples(self, X):
+            return np.arange(len(X))
+
+    assert image_auroc_scorer(ScoresOnly(), images(), LABELS) == 0.0
+    with pytest.raises(TypeError, match=r"pixel_pro need an estimator with iter_scores_and_maps.*got ScoresOnly"):
+        pixel_pro_scorer(ScoresOnly(), images(), masks_for(LABELS, (16, 24)))
+
+
+# Wrong y ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, r"image_auroc and pixel_pro need y: .*\.synthetic_validation"),
+        (LABELS, r"pixel_pro compare pixels, and y holds labels: give masks as y .*set_score_request\(masks=True\)"),
+        ([None] * 4, "y has 4 entries for 5 images"),
+        ([1, 1, 2, 1, 3], r"y holds 1, 2, 3; expected \+1 for a good and -1 for an anomalous image, or 0"),
+        ([1, 0, -1, 1, 0], "y holds -1, 0, 1; expected"),
+        (np.ones((5, 3)), r"y must be labels \(n,\) or masks \(n, H, W\), got shape \(5, 3\)"),
+        (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the map 8 x 8"),
+        ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask is \(H, W\).*\(16, 24, 3\)"),
+        ([None, None, "no/such.png", None, None], r"y\[2\] \(no/such.png\) cannot be read as a mask"),
+        (["good", "bad", "good", "good", "good"], r"y\[0\] \(good\) cannot be read as a mask"),
+        ([None] * 5, "image_auroc cannot be computed: all 5 images are good; .*NormalKFold.*undefined"),
+        (np.zeros((5, 8, 8)), "image_auroc cannot be computed: all 5 images are good"),
+    ],
+)
+def test_wrong_y_is_refused_with_what_was_expected(y, message):
+    detector = KnownDetector()
+    with pytest.raises(InvalidTargetError, match=message):
+        AnomalyScorer(("image_auroc", "pixel_pro"))(detector, images(), y)
+    assert "score_samples" not in detector.asked
+
+
+@pytest.mark.parametrize(("value", "word"), [(1, "good"), (-1, "anomalous"), (0, "good")])
+def test_labels_of_one_class_are_refused_before_anything_is_scored(value, word):
+    detector = KnownDetector()
+    with pytest.raises(InvalidTargetError, match=f"image_auroc cannot be computed: all 5 images are {word}"):
+        image_auroc_scorer(detector, images(), np.full(5, value))
+    assert detector.asked == []
+
+
+def test_masks_without_a_pixel_are_refused_and_so_are_defects_too_small_for_the_map():
+    with pytest.raises(InvalidTargetError, match="pixel_pro cannot be computed: all 5 images are good, no mask"):
+        pixel_pro_scorer(KnownDetector(), images(), [None] * 5)
+    masks = np.zeros((5, 16, 24), bool)
+    masks[3, 0, 0] = True  # between the pixels that the map takes
+    with pytest.raises(InvalidTargetError, match=r"the defects of 1 masks are too small.*raise image_size"):
+        pixel_pro_scorer(KnownDetector(), images(), masks)
+
+
+def test_an_undefined_metric_is_a_number_only_if_asked_for():
+    scorer = AnomalyScorer(("image_auroc", "pixel_pro"), undefined=float("nan"))
+    scores = scorer(KnownDetector(), images(), [None] * 5)
+    assert all(math.isnan(score) for score in scores.values())
+    masks = masks_for([-1] * 5, (16, 24))
+    scores = scorer(KnownDetector(), images(), masks)  # all anomalous: pixels have both classes, images not
+    assert math.isnan(scores["image_auroc"])
+    assert scores["pixel_pro"] == pixel_pro_scorer(KnownDetector(), images(), masks)
+
+
+def test_labels_and_masks_that_contradict_each_other_are_refused():
+    masks = masks_for(LABELS, (16, 24))
+    with pytest.raises(InvalidTargetError, match=r"y\[3\] says anomalous, and masks\[3\] marks no pixel \(1 of 5"):
+        pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[None] * 4 + [masks[4]])
+    with pytest.raises(InvalidTargetError, match=r"y\[0\] says good, and masks\[0\] marks pixels \(1 of 5"):
+        pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[masks[4], None, None, masks[3], masks[4]])
+    with pytest.raises(InvalidTargetError, match="masks holds labels"):
+        pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=LABELS)
+    with pytest.raises(InvalidTargetError, match="masks has 2 entries for 5 images"):
+        pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[None, None])
+
+
+# The objects -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": "auroc"}, r"metrics holds \['auroc'\]; expected names out of"),
+        ({"metrics": ("image_auroc", "f1")}, r"metrics holds \['f1'\]"),
+        ({"metrics": ()}, "metrics is empty"),
+        ({"max_fpr": 0}, "max_fpr is 0; expected a number in"),
+        ({"max_fpr": "0.3"}, "max_fpr is '0.3'"),
+        ({"undefined": "nan"}, "undefined is 'nan'; expected 'raise' or a number"),
+    ],
+)
+def test_a_scorer_that_cannot_be_is_refused_when_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AnomalyScorer(**arguments)
+
+
+def test_scorers_are_known_by_name_and_say_what_they_are():
+    assert sorted(SCORERS) == ["image_ap", "image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"]
+    assert {name: scorer.metrics for name, scorer in SCORERS.items()} == {name: name for name in SCORERS}
+    assert repr(pixel_pro_scorer) == "AnomalyScorer('pixel_pro')"
+    assert repr(AnomalyScorer()) == "AnomalyScorer()"
+    assert set(AnomalyScorer().metrics) == set(AnomalyScorer(SCORERS).metrics) == set(SCORERS)
+    scorer = AnomalyScorer(["pixel_pro", "image_ap"], max_fpr=0.1, undefined=0.0)
+    assert repr(eval(repr(scorer))) == repr(scorer)  # noqa: S307
+
+
+def test_a_pickled_scorer_is_the_same_scorer():
+    detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
+    for scorer in (pixel_pro_scorer, AnomalyScorer(("image_ap", "pixel_pro"), max_fpr=0.2)):
+        back = pickle.loads(pickle.dumps(scorer))
+        assert back(detector, images(), masks) == scorer(detector, images(), masks)
+        assert repr(back) == repr(scorer)
+
+
+def test_requests_change_ones_own_scorer_and_copy_a_shared_one():
+    with pytest.raises(RuntimeError, match=r"enable_metadata_routing=True.*give masks as y"):
+        pixel_pro_scorer.set_score_request(masks=True)
+    with sklearn.config_context(enable_metadata_routing=True):
+        own = AnomalyScorer("pixel_pro")
+        assert own.set_score_request(masks=True) is own
+        assert own.get_metadata_routing().score.requests == {"masks": True}
+        routed = pixel_pro_scorer.set_score_request(masks="truth")
+        assert routed is not pixel_pro_scorer
+        assert routed.get_metadata_routing().score.requests == {"masks": "truth"}
+        assert pickle.loads(pickle.dumps(routed)).get_metadata_routing().score.requests == {"masks": "truth"}
+    assert pixel_pro_scorer.get_metadata_routing().score.requests == {"masks": None}
+
+
+def test_an_unfitted_detector_is_refused(good_images):
+    with pytest.raises(sklearn.exceptions.NotFittedError):
+        image_auroc_scorer(small_detector(), good_images[:5], LABELS)

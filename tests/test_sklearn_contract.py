@@ -51,16 +51,7 @@ def _fold(X):
     return expit(np.asarray(X, dtype=np.float64) / 10)[:, tiled].reshape(-1, SIDE, SIDE)
 
 
-_PARAMETER = "takes the parameter `score`, a string, for a method; there is none, as with scikit-learn's own detectors"
-
-EXPECTED_FAILURES = {
-    "check_fit_score_takes_y": _PARAMETER,
-    "check_n_features_in_after_fitting": _PARAMETER,
-    "check_pipeline_consistency": _PARAMETER,
-}
-
-
-@parametrize_with_checks([RowsAsImages()], expected_failed_checks=lambda _: EXPECTED_FAILURES)
+@parametrize_with_checks([RowsAsImages()])
 def test_the_estimator_passes_sklearns_check(estimator, check):
     check(estimator)
 

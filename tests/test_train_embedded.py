@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from skpbas.core.backbones import build_backbone
-from skpbas.core.embedded import EmbeddedBackbone
+from skpbas.core.backbones.embedded import EmbeddedBackbone
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools"

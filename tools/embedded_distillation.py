@@ -13,7 +13,7 @@ from embedded_pool import TAUGHT_LEVELS, Pool, normalise
 from torch import Tensor
 from tqdm import tqdm
 
-from skpbas.core.embedded import EmbeddedBackbone, shipped_form
+from skpbas.core.backbones.embedded import EmbeddedBackbone, shipped_form
 
 WARM_UP_STEPS = 100
 DECAY_SHARE = 0.3

@@ -24,12 +24,12 @@ from embedded_pool import TAUGHT_LEVELS, TEACHER, Pool, PoolSettings, build_pool
 from safetensors.torch import save
 from torch import nn
 
-from skpbas.core import embedded
-from skpbas.core.embedded import EmbeddedBackbone, shipped_form
+from skpbas.core.backbones import embedded
+from skpbas.core.backbones.embedded import EmbeddedBackbone, shipped_form
 
 TIMING_ROUNDS = 30
 logger = logging.getLogger("train_embedded_backbone")
-_WEIGHTS = Path(__file__).parents[1] / "skpbas" / "weights" / embedded.WEIGHTS_FILE
+_WEIGHTS = Path(embedded.__file__).with_name(embedded.WEIGHTS_FILE)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-N_EXEMPLARS = 4096
-N_DIRECTIONS = 128
 _CANDIDATES = 1024  # points kept up to date between two passes over all
 _COLUMNS = 32  # chosen points whose distances to all others are in memory together
 _AT_ONCE = 1024  # points whose distances to all exemplars are in memory together
@@ -98,13 +96,13 @@ class Coreset(nn.Module):
         Orthonormal rows.
     exemplars : Tensor of shape (K, q)
         In these directions.
-    owners : Tensor of shape (K,), int64
-        Number of the training image that each exemplar is a patch of.
+    image_index : Tensor of shape (K,), int64
+        Index of the training image that each exemplar is a patch of.
 
     Attributes
     ----------
-    in_bfloat16 : bool
-        Search among points and exemplars rounded to bfloat16; False: float32.
+    precision : torch.dtype
+        Arithmetic of the search: float32, or bfloat16 for points and exemplars rounded to it.
 
     Examples
     --------
@@ -119,81 +117,82 @@ class Coreset(nn.Module):
     mean: Tensor
     directions: Tensor
     exemplars: Tensor
-    owners: Tensor
+    image_index: Tensor
     _half_squares: Tensor
     _short: Tensor
 
-    def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor, owners: Tensor) -> None:
+    def __init__(self, mean: Tensor, directions: Tensor, exemplars: Tensor, image_index: Tensor) -> None:
         super().__init__()
-        parts = {"mean": mean, "directions": directions, "exemplars": exemplars, "owners": owners}
+        parts = {"mean": mean, "directions": directions, "exemplars": exemplars, "image_index": image_index}
         for name, value in parts.items():
             self.register_buffer(name, value)
         self.register_buffer("_half_squares", exemplars.square().sum(1) / 2, persistent=False)
         self.register_buffer("_short", _with_half_squares(-exemplars, first=True), persistent=False)  # (K, q + 6)
-        self.in_bfloat16 = False
+        self.precision = torch.float32
 
     @classmethod
     def of(
         cls,
         batches: Iterable[tuple[Tensor, Tensor]],
-        n_exemplars: int = N_EXEMPLARS,
-        n_directions: int = N_DIRECTIONS,
+        n_exemplars: int = 4096,
+        n_directions: int = 128,
     ) -> Self:
         """Select exemplars among training features.
 
         Parameters
         ----------
         batches : iterable of (Tensor of shape (n, d), Tensor of shape (n,))
-            Features, and the numbers of their images. The first batch sets the directions: it should stand for all.
+            Features, and the indices of their images. The first batch determines the directions: it should be
+            representative.
         n_exemplars, n_directions : int
             At most.
         """
         mean, directions = torch.empty(0), torch.empty(0)
         points: list[Tensor] = []
-        owners: list[Tensor] = []
-        for features, images in batches:
+        image_index: list[Tensor] = []
+        for features, of_images in batches:
             if not points:
                 mean, directions = principal_directions(features, n_directions)
             points.append((features - mean) @ directions.T)
-            owners.append(images)
+            image_index.append(of_images)
         pool = torch.cat(points)
         chosen = farthest_points(pool, min(n_exemplars, len(pool)))
-        return cls(mean, directions, pool[chosen], torch.cat(owners).to(pool.device)[chosen])
+        return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])
 
     def reduce(self, features: Tensor) -> Tensor:
         """Express features (..., d) in the directions: (..., q)."""
         return (features - self.mean) @ self.directions.T
 
-    def distance(self, points: Tensor, images: Tensor | None = None) -> Tensor:
+    def distance(self, points: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return the distance of each point to the nearest exemplar.
 
         Parameters
         ----------
         points : Tensor of shape (N, q)
             From :meth:`reduce`.
-        images : Tensor of shape (N,), int64, or None
-            Numbers of the training images that the points come from: exemplars out of a point's own image do not
-            count, so that it is as far away as if its image were new. None: new images.
+        image_index : Tensor of shape (N,), int64, or None
+            Indices of the training images that the points come from: exemplars from a point's own image do not count,
+            so that it is as far away as if its image were new. None: new images.
 
         Returns
         -------
         Tensor of shape (N,)
         """
-        parts = zip(
-            points.split(_AT_ONCE), [None] * len(points) if images is None else images.split(_AT_ONCE), strict=False
-        )
-        return torch.cat([self._distance(part, of_images) for part, of_images in parts])
+        if image_index is None:
+            return torch.cat([self._distance(part, None) for part in points.split(_AT_ONCE)])
+        parts = zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True)
+        return torch.cat([self._distance(part, index) for part, index in parts])
 
-    def _distance(self, points: Tensor, images: Tensor | None) -> Tensor:
-        if self.in_bfloat16:
+    def _distance(self, points: Tensor, image_index: Tensor | None) -> Tensor:
+        if self.precision == torch.bfloat16:
             beyond = F.linear(_with_half_squares(points, first=False), self._short)  # |p - e|^2 / 2
         else:
             beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
         nearest = beyond.amin(dim=1)
-        if images is not None:
-            others = beyond.masked_fill_(self.owners == images[:, None], torch.inf).amin(dim=1)
+        if image_index is not None:
+            others = beyond.masked_fill_(self.image_index == image_index[:, None], torch.inf).amin(dim=1)
             nearest = torch.where(others.isinf(), nearest, others)  # one image may own them all
-        if self.in_bfloat16:
+        if self.precision == torch.bfloat16:
             return (2 * nearest.float()).clamp_(min=0).sqrt()
         return (points.square().sum(1) + 2 * nearest).clamp_(min=0).sqrt()
 

@@ -10,40 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.backbones.packing import PackedConv2d
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.packing import PackedConv2d
-
-
-def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """Fold the batch norms of a network in evaluation mode, in place, wherever one follows a convolution.
-
-    "Follows" goes by the order of children in their parent, as torchvision's ResNets have them; nothing else may read
-    the convolution's output.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Frozen.
-
-    Returns
-    -------
-    nn.Module
-        The same network; where a batch norm was, there is an ``Identity``.
-    """
-    for parent in list(network.modules()):
-        for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                parent.add_module(name, fuse_conv_bn_eval(conv.eval(), norm.eval()))
-                parent.add_module(norm_name, nn.Identity())
-    return network
 
 
 class LevelAffine(nn.Module):
@@ -68,7 +42,6 @@ class LevelAffine(nn.Module):
                 part.bias = _frozen(bias)
             self.parts.append(part)
 
-    @torch.no_grad()
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return (B, P, n) for what ``aggregator.pool`` gave: (B, n_l, H_l, W_l), shallow first."""
         total: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Images to stored features: extraction, the store that training reads, the cache of ``memory``, sampling."""

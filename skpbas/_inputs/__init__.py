@@ -1,0 +1,1 @@
+"""What users give: images, targets, masks and parameters, checked here and nowhere else."""

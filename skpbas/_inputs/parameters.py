@@ -1,0 +1,71 @@
+"""What the detector's parameters may be."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import nn
+
+from skpbas._compat import HasMethods, Interval, Options, StrOptions
+from skpbas.core.backbones import TORCHVISION_BACKBONES
+from skpbas.core.centers import CENTER_INITS
+from skpbas.core.networks import PROJECTOR_INITS
+from skpbas.core.synthesis import SYNTHESES
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "backbone": [StrOptions({*TORCHVISION_BACKBONES, "embedded"}), nn.Module],
+    "weights": [str, Path, None],
+    "layers": ["array-like"],
+    "patch_size": [Interval(Integral, 1, None, closed="left")],
+    "feature_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    "image_size": [Interval(Integral, 1, None, closed="left"), "array-like"],
+    "resize": [StrOptions({"stretch", "crop"})],
+    "center_init": [StrOptions(set(CENTER_INITS))],
+    "center_momentum": [Interval(Real, 0, 1, closed="right")],
+    "synthesis": [StrOptions(set(SYNTHESES)), None],
+    "alpha": [Interval(Real, 0, None, closed="neither")],
+    "noise_std": [Interval(Real, 0, None, closed="neither")],
+    "projector_init": [StrOptions(set(PROJECTOR_INITS))],
+    "n_heads": [Interval(Integral, 1, None, closed="left")],
+    "hidden_dim": [Interval(Integral, 1, None, closed="left")],
+    "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "patches_per_step": [Interval(Integral, 2, None, closed="left"), None],
+    "schedule": [StrOptions({"cosine", "constant"})],
+    "projector_lr": [Interval(Real, 0, None, closed="neither")],
+    "discriminator_lr": [Interval(Real, 0, None, closed="neither")],
+    "projector_decay": [Interval(Real, 0, None, closed="left")],
+    "discriminator_decay": [Interval(Real, 0, None, closed="left")],
+    "patch_score": [StrOptions({"fused", "discriminator", "distance"})],
+    "n_exemplars": [Interval(Integral, 1, None, closed="left")],
+    "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
+    "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+    "device": [str, torch.device],
+    "precision": [StrOptions(set(PRECISIONS))],
+    "random_state": ["random_state"],
+    "memory": [str, Path, HasMethods(["cache"]), None],
+    "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
+    "verbose": ["verbose"],
+}
+
+
+def draw_seed(random_state: Any) -> int:
+    """Draw a seed from a ``random_state``; None takes the system's entropy and not numpy's global stream."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def height_and_width(image_size: Any) -> tuple[int, int]:
+    """Return ``image_size`` as (height, width), in pixels."""
+    sides = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise ValueError(f"image_size={image_size!r}: give a side or (height, width), in pixels")
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,1 @@
+"""Stored features to a trained detector: settings, the loop and what follows it."""

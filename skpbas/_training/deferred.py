@@ -1,0 +1,47 @@
+"""Fitted attributes that are computed when they are first read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar, overload
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Deferred(Generic[T]):
+    """A value that is computed when it is first read from a :class:`DeferrableAttribute`."""
+
+    compute: Callable[[], T]
+
+
+class DeferrableAttribute(Generic[T]):
+    """An instance attribute that may be assigned a :class:`Deferred` value, and never shows one.
+
+    The detector that a callback receives at the end of an epoch has such values: its exemplars and its threshold cost
+    seconds, and few callbacks predict with it. A detector whose ``fit`` has ended has none.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        attributes = vars(instance)
+        if self.name not in attributes:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+        value = attributes[self.name]
+        if isinstance(value, Deferred):
+            value = attributes[self.name] = value.compute()
+        return value
+
+    def __set__(self, instance: Any, value: T | Deferred[T]) -> None:
+        vars(instance)[self.name] = value

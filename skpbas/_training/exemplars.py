@@ -1,0 +1,81 @@
+"""The exemplars of training features, and the distances of the training images to them, kept across fits by ``memory``.
+
+They depend on the features alone, neither on a seed nor on anything that training changes: candidates of a search that
+differ in ``alpha``, a learning rate or ``random_state`` share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor
+
+from skpbas._features.sampling import TrainingFeatures
+from skpbas.core.coreset import Coreset
+from skpbas.core.devices import inference_batch
+from skpbas.core.networks import Discriminator, Projector
+from skpbas.core.patch_scores import FusedScorer
+
+POOL_SIZE = 2**18
+
+
+def fused_scorer(
+    features: TrainingFeatures,
+    projector: Projector,
+    discriminator: Discriminator,
+    precision: torch.dtype,
+    *,
+    n_exemplars: int,
+    pool_size: int = POOL_SIZE,
+) -> FusedScorer:
+    """Return the fused scorer of a trained head, with its scales taken from the training images.
+
+    Parameters
+    ----------
+    features : TrainingFeatures
+        What the head was trained on; exemplars are selected among them.
+    projector, discriminator : nn.Module
+        In evaluation mode.
+    precision : torch.dtype
+        Arithmetic of the scorer.
+    n_exemplars : int
+        At most a quarter of the training patches are selected.
+    pool_size : int, default=262144
+        Patches among which exemplars are selected.
+    """
+    n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
+    of_features = (features.aggregator.feature_dim, features.rows.numpy(), n_exemplars, pool_size)
+
+    def select() -> list[Tensor]:
+        coreset = Coreset.of(features.sample(pool_size), n_exemplars)
+        return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
+
+    coreset = Coreset(*_kept(features, ("exemplars", *of_features), select))
+    scorer = FusedScorer(features.aggregator, projector, discriminator, coreset.to(features.device))
+    scorer = scorer.to(features.device)
+    scorer.precision = precision
+    batch_size = inference_batch(features.device)
+
+    def measure() -> list[Tensor]:
+        return [torch.cat([scorer.distances(*batch) for batch in features.parts_in_order(batch_size)]).cpu()]
+
+    (distances,) = _kept(features, ("distances", *of_features, str(precision)), measure)
+    scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device))
+    return scorer
+
+
+def _kept(features: TrainingFeatures, key: tuple[Any, ...], make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Return what ``make`` returns, or returned for the same features in an earlier fit."""
+    if features.memory is None:
+        return make()
+    entries = features.memory.cache(_entry, ignore=["make"])
+    tensors: list[Tensor] = entries(joblib.hash((features.store.digest, key)), make)
+    return tensors
+
+
+def _entry(key: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Make an entry; joblib calls it only if there is none with that key."""
+    return make()

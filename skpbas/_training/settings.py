@@ -1,0 +1,44 @@
+"""The parameters of a training, resolved."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The estimator's parameters that training reads, under the same names and already resolved."""
+
+    center_init: str
+    center_momentum: float
+    synthesis: str | None
+    alpha: float
+    noise_std: float
+    projector_init: str
+    n_heads: int
+    hidden_dim: int
+    max_epochs: int | str
+    batch_size: int
+    patches_per_step: int | None
+    schedule: str
+    projector_lr: float
+    discriminator_lr: float
+    projector_decay: float
+    discriminator_decay: float
+    patch_score: str
+    n_exemplars: int
+    smoothing_sigma: float
+    contamination: str | float
+    precision: str
+    verbose: int
+
+
+def n_epochs(settings: TrainingSettings, n_images: int) -> int:
+    """Return the passes over the training images: as given, or enough of both steps and passes."""
+    if settings.max_epochs != "auto":
+        return int(settings.max_epochs)
+    steps_an_epoch = math.ceil(n_images / settings.batch_size)
+    return max(SUFFICIENT_EPOCHS, math.ceil(SUFFICIENT_STEPS / steps_an_epoch))

@@ -1,0 +1,13 @@
+"""Frozen backbones: images to feature maps, and these to patch features.
+
+Read in this order: :mod:`~skpbas.core.backbones.levels` (networks that return the feature maps of named levels),
+:mod:`~skpbas.core.backbones.embedded` (the small network in the package), :mod:`~skpbas.core.backbones.weights` (where
+pretrained tensors come from), :mod:`~skpbas.core.backbones.factory` (makes the network that parameters name) and
+:mod:`~skpbas.core.backbones.extractor` (the network with what follows it). Two modules make them faster without
+changing their numbers: :mod:`~skpbas.core.backbones.batch_norms` and :mod:`~skpbas.core.backbones.packing`.
+"""
+
+from skpbas.core.backbones.extractor import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor
+from skpbas.core.backbones.factory import TORCHVISION_BACKBONES, build_backbone
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TORCHVISION_BACKBONES", "FeatureExtractor", "build_backbone"]

@@ -1,0 +1,134 @@
+"""Frozen networks that turn images into patch features (Eq. 1-4 of the paper)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.backbones.batch_norms import fold_batch_norms
+from skpbas.core.backbones.levels import LevelNetwork, TruncatedResNet
+from skpbas.core.backbones.packing import pack_convolutions
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureExtractor(nn.Module):
+    """Images to patch features: frozen backbone, then aggregation (METHOD 1).
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Gives one map a level for normalised images, as :func:`build_backbone` makes it. It is taken over, not copied;
+        the batch norms of a :class:`TruncatedResNet` go into its convolutions, which changes maps by rounding only.
+    image_size : (int, int)
+        Height and width of the images it will see, in pixels.
+    patch_size : int
+        Odd side p of the neighbourhood.
+    feature_dim : int or "auto"
+        Dimension d of a patch feature; "auto": the sum of the levels' channels.
+    precision : torch.dtype, default=torch.float32
+        Arithmetic of the backbone: float32 or bfloat16.
+
+    Attributes
+    ----------
+    level_shapes : list of (int, int, int)
+        Channels, height and width of every level's map.
+    grid_shape : (int, int)
+        Patch positions (H0, W0), those of the first level.
+    stride : int
+        Input pixels a position of the coarsest level, rounded up.
+    feature_dim : int
+        Dimension d of a patch feature.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        image_size: tuple[int, int],
+        patch_size: int = 3,
+        feature_dim: int | str = "auto",
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        frozen = backbone.requires_grad_(False).eval()
+        if isinstance(frozen, TruncatedResNet):
+            frozen = fold_batch_norms(frozen)
+        if isinstance(frozen, LevelNetwork):
+            frozen = pack_convolutions(frozen)
+        self.backbone = frozen.to(memory_format=torch.channels_last)
+        self.image_size = image_size
+        self.precision = precision
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.level_shapes = self._measure_levels()
+        self.grid_shape = self.level_shapes[0][1:]
+        self.stride = max(-(-image_size[0] // h) for _, h, _ in self.level_shapes)
+        self.feature_dim = sum(c for c, _, _ in self.level_shapes) if feature_dim == "auto" else int(feature_dim)
+        self.aggregator = PatchAggregator([c for c, _, _ in self.level_shapes], patch_size, self.feature_dim)
+
+    def _measure_levels(self) -> list[tuple[int, int, int]]:
+        height, width = self.image_size
+        maps = self.feature_maps(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        for level in maps:
+            if not isinstance(level, Tensor) or level.ndim != 4:
+                shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
+                raise ValueError(f"layers: every level must give a (B, C, H, W) tensor, got {shape}")
+        shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+        if any(a[1] < b[1] or a[2] < b[2] for a, b in pairwise(shapes)):
+            raise ValueError(f"layers must be given shallow first, but their maps are {[s[1:] for s in shapes]}")
+        return shapes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), uint8 or float in [0, 1], as the backbone takes them, on its device."""
+        x = images.to(self.mean.device, non_blocking=True)
+        x = x.float().div_(255) if images.dtype == torch.uint8 else x.float()
+        return (x - self.mean) / self.std
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps (B, C_l, H_l, W_l), float32, of normalized images (B, 3, H, W)."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        rounded = self.precision != torch.float32
+        with torch.autocast(x.device.type, self.precision if rounded else None, enabled=rounded):
+            levels = self.backbone(x)
+        return [level.float() if isinstance(level, Tensor) else level for level in levels]
+
+    @torch.no_grad()
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps of a batch of images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, 3, H, W)
+            RGB; uint8, or float in [0, 1].
+
+        Returns
+        -------
+        list of Tensor of shape (B, C_l, H_l, W_l)
+            float32, whatever the arithmetic of the backbone.
+        """
+        self.backbone.eval()  # frozen, whatever was done to it since
+        return self.levels(self.normalize(images))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the patch features t, (B, H0*W0, d), of images (B, 3, H, W), uint8 or float in [0, 1]."""
+        features: Tensor = self.aggregator(self.feature_maps(images))
+        return features
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stay in evaluation mode: the extractor is frozen."""
+        super().train(False)
+        return self

@@ -1,0 +1,66 @@
+"""Makes the network that a detector's parameters name, with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from skpbas.core.backbones.embedded import load_embedded
+from skpbas.core.backbones.levels import HookedModule, TruncatedResNet
+from skpbas.core.backbones.weights import imagenet_state_dict, load_weights, read_state_dict
+
+TORCHVISION_BACKBONES = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2")
+
+
+def build_backbone(
+    backbone: str | nn.Module,
+    weights: str | Path | None,
+    layers: Sequence[str],
+    generator: torch.Generator,
+    *,
+    progress: bool = False,
+) -> nn.Module:
+    """Make the truncated network with its weights.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module
+        One of :data:`TORCHVISION_BACKBONES`, "embedded", or a module with the named layers.
+    weights : "imagenet", path or None
+        torchvision's IMAGENET1K_V1, a state-dict file, or random. Ignored for "embedded" and modules.
+    layers : sequence of str
+        Levels in use, shallow first.
+    generator : torch.Generator
+        Source of random weights.
+    progress : bool
+        Show the download's progress.
+
+    Returns
+    -------
+    nn.Module
+        Gives one map a level for normalised (B, 3, H, W) images.
+
+    Raises
+    ------
+    WeightsError
+        A file that does not fit the backbone.
+    WeightsUnavailableError
+        "imagenet", but neither cache nor connection has the file.
+    """
+    if isinstance(backbone, nn.Module):
+        return HookedModule(backbone, layers)
+    if backbone == "embedded":
+        return load_embedded(layers)
+    import torchvision  # slow to import, and not needed to load a fitted detector
+
+    with torch.random.fork_rng(devices=[]):  # torchvision draws its first weights from the global stream
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        network = TruncatedResNet(torchvision.models.get_model(backbone, weights=None), layers)
+    if weights == "imagenet":
+        load_weights(network, imagenet_state_dict(backbone, progress=progress), source=f"{backbone} IMAGENET1K_V1")
+    elif weights is not None:
+        load_weights(network, read_state_dict(weights), source=str(weights))
+    return network

@@ -1,0 +1,129 @@
+"""Networks that return the feature maps of named levels: in general, of a ResNet, and of any module."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+RESNET_LEVELS = ("layer1", "layer2", "layer3", "layer4")
+
+
+class LevelNetwork(nn.Module):
+    """Children that run one after the other, some of which are levels.
+
+    Parameters
+    ----------
+    layers : sequence of str
+        Names of the children whose maps are asked for; a subclass adds the children, none behind the last of these.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the map of every level in use, (B, C_l, H_l, W_l) each.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, 3, H, W)
+            Normalised by ImageNet's mean and deviation.
+        """
+        maps = {}
+        x = images
+        for name, module in self.named_children():
+            x = module(x)
+            maps[name] = x
+        return [maps[name] for name in self.layers]
+
+
+class TruncatedResNet(LevelNetwork):
+    """A torchvision ResNet from its stem to the deepest level in use.
+
+    Parameters
+    ----------
+    resnet : nn.Module
+        A torchvision ``ResNet``; its modules are taken over, not copied.
+    layers : sequence of str
+        Levels to return, out of ``layer1`` .. ``layer4``.
+    """
+
+    def __init__(self, resnet: nn.Module, layers: Sequence[str]) -> None:
+        unknown = [name for name in layers if name not in RESNET_LEVELS]
+        if unknown:
+            raise ValueError(f"layers={tuple(layers)!r}: a ResNet has no {unknown[0]!r}; choose from {RESNET_LEVELS}")
+        super().__init__(layers)
+        deepest = max(RESNET_LEVELS.index(name) for name in layers)
+        for name in ("conv1", "bn1", "relu", "maxpool", *RESNET_LEVELS[: deepest + 1]):
+            self.add_module(name, resnet.get_submodule(name))
+
+
+class _DeepestLevelReached(Exception):
+    """Ends a forward pass behind the last level in use."""
+
+
+class HookedModule(nn.Module):
+    """Any module with named layers, run up to the last of them.
+
+    The module is copied, so that later changes to the caller's one do not reach the detector, and those of its
+    children that a pass does not need are dropped from the copy.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Takes (B, 3, H, W) images normalised by ImageNet's mean and deviation.
+    layers : sequence of str
+        Names of submodules as in ``module.named_modules()``; each gives a (B, C, H, W) tensor.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        names = [name for name, _ in module.named_modules() if name]
+        for layer in layers:
+            if layer not in names:
+                shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+                raise ValueError(f"layers={tuple(layers)!r}: the backbone has no submodule {layer!r}; it has {shown}")
+        self.layers = tuple(layers)
+        self.module = copy.deepcopy(module).eval()
+        self._drop_unused = True
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
+        maps: dict[str, Tensor] = {}
+        called: set[nn.Module] = set()
+
+        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                maps[name] = output
+                if len(maps) == len(self.layers):
+                    raise _DeepestLevelReached
+
+            return hook
+
+        handles = [self.module.get_submodule(name).register_forward_hook(keep(name)) for name in self.layers]
+        if self._drop_unused:
+            handles += [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in self.module.modules()]
+        try:
+            with contextlib.suppress(_DeepestLevelReached):
+                self.module(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [name for name in self.layers if name not in maps]
+        if missing:
+            raise ValueError(f"layers={self.layers!r}: a forward pass of the backbone never calls {missing[0]!r}")
+        if self._drop_unused:
+            self._drop(called)
+        return [maps[name] for name in self.layers]
+
+    def _drop(self, called: set[nn.Module]) -> None:
+        """Replace the modules which the first pass did not call by empty ones."""
+        self._drop_unused = False
+        for parent in list(self.module.modules()):
+            for name, child in list(parent.named_children()):
+                # a container may be used through its children alone
+                if called.isdisjoint(child.modules()) and any(True for _ in child.parameters()):
+                    parent.add_module(name, nn.Identity())

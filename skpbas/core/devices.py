@@ -1,0 +1,51 @@
+"""Where the detector computes, and in what portions."""
+
+from __future__ import annotations
+
+import torch
+
+_GPU_BATCH = 32
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device that ``device`` stands for; "auto": cuda, mps or cpu, the first there is."""
+    if device == "auto":
+        return next(d for d in map(torch.device, ("cuda", "mps", "cpu")) if is_available(d))
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: choose 'auto', 'cpu', 'cuda', 'cuda:0', ... or 'mps'") from error
+    if not is_available(resolved):
+        raise ValueError(f"device={device!r} is not available on this machine; device='auto' takes what there is")
+    return resolved
+
+
+def is_available(device: torch.device) -> bool:
+    """Return whether this machine has the device."""
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def inference_batch(device: torch.device) -> int:
+    """Images a forward pass: a CPU gains nothing from more than one, and one always gives the same score."""
+    return 1 if device.type == "cpu" else _GPU_BATCH
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Say whether matrix products in bfloat16 are a matter of hardware there, and so faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def discriminator_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of the discriminator: bfloat16 if asked for, or with "auto" where it is faster."""
+    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+        return torch.bfloat16
+    return torch.float32

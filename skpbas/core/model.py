@@ -1,0 +1,85 @@
+"""The detector as one network: normalized images to image scores and anomaly maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from skpbas.core.backbones.extractor import FeatureExtractor
+from skpbas.core.maps import MapRenderer
+from skpbas.core.patch_scores import PatchScorer
+
+
+class PBASModel(nn.Module):
+    """All that prediction computes, from normalized images to image scores and anomaly maps (Eq. 11 and 12).
+
+    Pure torch: it runs and exports without the estimator. Each step is a method too, because features may come from
+    elsewhere, and not everybody needs anomaly maps.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+        Images to feature maps, and these to the levels' parts of the patch features.
+    patch_scorer : PatchScorer
+        Pooled features to patch scores, image scores and anomaly maps.
+    smoothing_sigma : float, default=4.0
+        Standard deviation of the Gaussian smoothing of the anomaly maps, in pixels of the input; 0: none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.backbones import FeatureExtractor, build_backbone
+    >>> from skpbas.core.model import PBASModel
+    >>> from skpbas.core.networks import Discriminator, Projector
+    >>> from skpbas.core.patch_scores import DiscriminatorScorer
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> backbone = build_backbone("embedded", None, ["layer2", "layer3"], generator)
+    >>> extractor = FeatureExtractor(backbone, image_size=(64, 96))
+    >>> d = extractor.feature_dim
+    >>> networks = Projector(d, generator), Discriminator(d, 64, generator)
+    >>> model = PBASModel(extractor, DiscriminatorScorer(extractor.aggregator, *networks))
+    >>> image_scores, anomaly_maps = model(extractor.normalize(torch.rand(2, 3, 64, 96)))
+    >>> image_scores.shape, anomaly_maps.shape
+    (torch.Size([2]), torch.Size([2, 64, 96]))
+    """
+
+    def __init__(self, extractor: FeatureExtractor, patch_scorer: PatchScorer, smoothing_sigma: float = 4.0) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.patch_scorer = patch_scorer
+        self.renderer = MapRenderer(extractor.grid_shape, extractor.image_size, smoothing_sigma)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return image scores and anomaly maps.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, 3, H, W)
+            Normalized by the mean and standard deviation of ImageNet, as :meth:`FeatureExtractor.normalize` does.
+
+        Returns
+        -------
+        image_scores : Tensor of shape (B,)
+            Higher is more anomalous.
+        anomaly_maps : Tensor of shape (B, H, W)
+            In [0, 1]; higher is more anomalous.
+        """
+        scores = self.patch_scores(self.extractor.levels(images))  # (B, P)
+        return self.image_scores(scores), self.anomaly_maps(scores)
+
+    def patch_scores(self, feature_maps: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return the patch scores (B, P) of the backbone's feature maps (B, C_l, H_l, W_l), shallow first.
+
+        ``image_index`` (B,): indices of training images, which are scored as if they were new.
+        """
+        scores: Tensor = self.patch_scorer(self.extractor.aggregator.pool(feature_maps), image_index)
+        return scores
+
+    def image_scores(self, patch_scores: Tensor) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P)."""
+        return self.patch_scorer.image_scores(patch_scores)
+
+    def anomaly_maps(self, patch_scores: Tensor) -> Tensor:
+        """Return the anomaly maps (B, H, W) of patch scores (B, P)."""
+        return self.patch_scorer.maps(patch_scores, self.renderer)

@@ -1,0 +1,270 @@
+"""Patch scores: what trained networks say about each patch, and what follows from it for images and pixels.
+
+A scorer takes what :meth:`PatchAggregator.pool <skpbas.core.aggregation.PatchAggregator.pool>` returns, one tensor
+(B, n_l, H_l, W_l) per level, shallow first. It returns patch scores (B, P), higher for more anomalous patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.centers import distance_to_center
+from skpbas.core.coreset import Coreset
+from skpbas.core.folding import LevelAffine, hidden_map
+from skpbas.core.maps import MapRenderer
+from skpbas.core.networks import Discriminator, Projector
+
+_EPS = torch.finfo(torch.float32).eps
+
+
+class PatchScorer(nn.Module):
+    """Base class of the patch scores.
+
+    Subclasses implement :meth:`forward` and :meth:`maps`; an image's score is the largest of its patch scores (Eq. 11)
+    unless they override :meth:`image_scores`.
+
+    Attributes
+    ----------
+    precision : torch.dtype
+        Arithmetic of the matrix products that tolerate rounding: float32 or bfloat16.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._precision = torch.float32
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Arithmetic of the matrix products that tolerate rounding."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype) -> None:
+        self._precision = dtype
+
+    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P).
+
+        Parameters
+        ----------
+        pooled : sequence of Tensor of shape (B, n_l, H_l, W_l)
+            The levels' parts of the patch features, shallow first.
+        image_index : Tensor of shape (B,), int64, or None
+            Indices of training images, which are then scored as if they were new: nothing that was kept of an image
+            itself counts. None: the images are new.
+        """
+        raise NotImplementedError
+
+    def image_scores(self, scores: Tensor) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P): the largest of each image (Eq. 11)."""
+        return scores.amax(1)
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Return the anomaly maps (B, H, W), in [0, 1], of patch scores (B, P)."""
+        raise NotImplementedError
+
+
+class DiscriminatorScorer(PatchScorer):
+    """s = logit of D(phi(t)): the paper's score on a scale that does not end at 1.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+    discriminator : Discriminator
+        Trained; they are not changed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpbas.core.aggregation import PatchAggregator
+    >>> from skpbas.core.networks import Discriminator, Projector
+    >>> from skpbas.core.patch_scores import DiscriminatorScorer
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> aggregator = PatchAggregator([16, 32], patch_size=3, feature_dim=48)
+    >>> scorer = DiscriminatorScorer(aggregator, Projector(48, generator), Discriminator(48, 64, generator))
+    >>> scorer(aggregator.pool([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)])).shape
+    torch.Size([2, 64])
+    """
+
+    output: Tensor
+
+    def __init__(self, aggregator: PatchAggregator, projector: Projector, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.hidden = LevelAffine(aggregator, *hidden_map(projector, discriminator))
+        self.slope = discriminator.activation.negative_slope
+        rows = discriminator.output.weight.detach()
+        self.register_buffer("output", rows.flatten() / len(rows))  # (n_heads * hidden_dim,): the mean of the heads
+
+    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P); nothing is kept of single training images, so ``image_index`` is ignored."""
+        rounded = self.precision != torch.float32
+        with torch.autocast(self.output.device.type, self.precision if rounded else None, enabled=rounded):
+            hidden = self.hidden(pooled)
+        return F.leaky_relu_(hidden.float(), self.slope) @ self.output
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Return anomaly maps (B, H, W): D(phi(t)), upsampled and smoothed (Eq. 12)."""
+        return renderer(torch.sigmoid(scores)).clamp_(0, 1)
+
+
+class DistanceScorer(PatchScorer):
+    """s = ||phi(t) - c*||: the distance to the nearest center (ABL alone; Tables V and VI of the paper).
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+        Trained; it is not changed.
+    center : Tensor of shape (P, d)
+    scale : float
+        Distance that anomaly maps show as 0.5.
+    """
+
+    center: Tensor
+
+    def __init__(self, aggregator: PatchAggregator, projector: Projector, center: Tensor, scale: float) -> None:
+        super().__init__()
+        self.projected = LevelAffine(aggregator, projector.linear.weight.detach(), projector.linear.bias.detach())
+        self.register_buffer("center", center)
+        self.scale = scale
+
+    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P); nothing is kept of single training images, so ``image_index`` is ignored."""
+        u = self.projected(pooled)
+        return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Return anomaly maps (B, H, W): patch scores s, upsampled and smoothed, as s / (s + scale)."""
+        distances = renderer(scores)
+        return distances / (distances + self.scale)
+
+
+class FusedScorer(PatchScorer):
+    """s = (1 + D') * distance: the distance to the nearest exemplar, weighted by the discriminator.
+
+    The distance tells how far a patch is from everything seen in training, the discriminator where normality ends close
+    to what was seen. D' = sigmoid(z / temperature) is the temperature-scaled discriminator probability, where z is the
+    discriminator's logit averaged over a patch and its eight neighbors, standardized by the mean and standard deviation
+    of these averages over the training images. The distance is in units of its mean over the patches of the training
+    images. There the exemplars of a patch's own image do not count, so that a training image is as far away as a new
+    one. An image's score is the mean of its largest patch scores.
+
+    Parameters
+    ----------
+    aggregator : PatchAggregator
+    projector : Projector
+    discriminator : Discriminator
+        Trained; they are not changed.
+    coreset : Coreset
+        Of the training features.
+    temperature : float, default=3.0
+        Of the discriminator's probability, > 0.
+    n_largest : int, default=10
+        Patch scores whose mean is the image score; at most a hundredth of an image's patches count.
+
+    Attributes
+    ----------
+    training_scores : Tensor of shape (n,)
+        Image scores of the training images, scored as if they were new.
+    """
+
+    mean_distance: Tensor
+    mean_logit: Tensor
+    logit_std: Tensor
+    training_scores: Tensor
+
+    def __init__(
+        self,
+        aggregator: PatchAggregator,
+        projector: Projector,
+        discriminator: Discriminator,
+        coreset: Coreset,
+        *,
+        temperature: float = 3.0,
+        n_largest: int = 10,
+    ) -> None:
+        super().__init__()
+        self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
+        directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
+        self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
+        self.coreset = coreset
+        self.temperature, self.n_largest = temperature, n_largest
+        self.register_buffer("mean_distance", torch.ones(()))
+        self.register_buffer("mean_logit", torch.zeros(()))
+        self.register_buffer("logit_std", torch.ones(()))
+        self.register_buffer("training_scores", torch.ones(1))
+
+    @torch.no_grad()
+    def standardize(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], distances: Tensor | None = None) -> None:
+        """Take the scales of distances, logits and image scores from the training images.
+
+        Parameters
+        ----------
+        batches : iterable of (sequence of Tensor, Tensor of shape (B,))
+            Pooled parts, and the indices of their images as the coreset knows them.
+        distances : Tensor of shape (n, H_0, W_0) or None
+            What :meth:`distances` returns for these images, if it is known.
+        """
+        of_batches = [
+            (self.logits(pooled), self.distances(pooled, index) if distances is None else None)
+            for pooled, index in batches
+        ]
+        logits = torch.cat([of_batch for of_batch, _ in of_batches])
+        if distances is None:
+            distances = torch.cat([of_batch for _, of_batch in of_batches if of_batch is not None])
+        self.mean_distance = distances.mean().clamp_min(_EPS)
+        of_patches = mean_3x3(logits)
+        self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
+        self.training_scores = self.image_scores(self.fuse(logits, distances).flatten(1))
+
+    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P): see :meth:`PatchScorer.forward`."""
+        pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
+        return self.fuse(self.logits(pooled), self.distances(pooled, image_index)).flatten(1)
+
+    def logits(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return the discriminator's logits (B, H_0, W_0)."""
+        logits: Tensor = self.discriminator(pooled)
+        return logits.unflatten(1, pooled[0].shape[-2:])
+
+    def distances(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return the distances to the nearest exemplar (B, H_0, W_0); parameters as in :meth:`forward`."""
+        points = self.reduced(pooled)  # (B, P, q)
+        index = None if image_index is None else image_index.repeat_interleave(points.shape[1])
+        of_points = self.coreset.distance(points.flatten(0, 1), index)
+        return of_points.unflatten(0, (len(points), *pooled[0].shape[-2:]))
+
+    def fuse(self, logits: Tensor, distance: Tensor) -> Tensor:
+        """Return the scores (B, H_0, W_0) of logits and distances."""
+        z = (mean_3x3(logits) - self.mean_logit) / self.logit_std
+        return (1 + torch.sigmoid(z / self.temperature)) * (distance / self.mean_distance)
+
+    def image_scores(self, scores: Tensor) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P): the mean of the largest of each image."""
+        k = min(max(scores.shape[1] // 100, 1), self.n_largest)
+        return scores.topk(k, dim=1).values.mean(1)
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Return anomaly maps (B, H, W): 0.5 is the mean image score of the training images."""
+        s = renderer(scores).clamp_(min=0)
+        return s / (s + self.training_scores.mean().clamp_min(_EPS))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Arithmetic of the discriminator's first layer and of the search among the exemplars."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype) -> None:
+        self._precision = self.discriminator.precision = self.coreset.precision = dtype
+
+
+def mean_3x3(logits: Tensor) -> Tensor:
+    """Average (B, H_0, W_0) over each patch and those of its eight neighbors that are inside the image."""
+    return F.avg_pool2d(logits[:, None], 3, 1, 1, count_include_pad=False)[:, 0]

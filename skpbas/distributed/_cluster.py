@@ -1,0 +1,438 @@
+"""Scoring on the workers of a Dask cluster, for more images than one process should score.
+
+The detector travels as a worker plugin: the scheduler keeps its bytes and hands them once to every worker that there is
+and to every one that joins, so it outlives any worker. Batches of names travel as tasks, a few a worker at a time, and
+numbers come back: neither client nor workers hold more than that, however many images there are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed, default_client, get_worker
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skpbas._compat import HasMethods, Interval, validate_parameter_constraints
+from skpbas._features.extraction import in_batches
+from skpbas.distributed._parquet import Part, ResultFolder
+from skpbas.distributed._worker import score_batch
+from skpbas.errors import ClusterError, InvalidImageError
+
+__all__ = ["ImageResult", "ScoringSummary", "score_images"]
+
+_BATCHES_A_THREAD = 2  # one at work and one that waits, so that no worker waits for the client
+_SECONDS_BETWEEN_LOOKS = 5.0  # at how many workers there are
+_LOSSES_IN_A_ROW = 8  # batches that workers died over, none between them that came back
+
+_Future: TypeAlias = "Future[Any]"
+
+_CONSTRAINTS: dict[str, list[Any]] = {
+    "detector": [HasMethods(["score_samples"])],
+    "client": [Client, None],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "max_in_flight": [Interval(Integral, 1, None, closed="left"), None],
+    "output": [str, os.PathLike, None],
+    "images_per_file": [Interval(Integral, 1, None, closed="left")],
+}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ImageResult:
+    """What was found out about one image; results sort in the order of the images.
+
+    Attributes
+    ----------
+    index : int
+        Its place in ``uris``, from 0.
+    uri : str
+    score : float
+        The detector's ``score_samples``; NaN where there is an error.
+    decision : float
+        ``score - detector.offset_``: negative for an anomalous image.
+    label : int or None
+        +1 good, -1 anomalous.
+    error : str or None
+        Why the image has no score.
+    """
+
+    index: int
+    uri: str
+    score: float
+    decision: float
+    label: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class ScoringSummary:
+    """What a folder of results holds.
+
+    Attributes
+    ----------
+    folder : Path
+    n_images : int
+        All of them, also those of earlier runs.
+    n_anomalous : int
+        Labelled -1.
+    n_failed : int
+        Without a score: their ``error`` says why.
+    n_resumed : int
+        Of ``n_images``, those that an earlier run had scored.
+    n_files : int
+    """
+
+    folder: Path
+    n_images: int = 0
+    n_anomalous: int = 0
+    n_failed: int = 0
+    n_resumed: int = 0
+    n_files: int = 0
+
+
+@overload
+def score_images(
+    detector: Any,
+    uris: Iterable[str | os.PathLike[str]],
+    *,
+    client: Client | None = ...,
+    batch_size: int = ...,
+    max_in_flight: int | None = ...,
+    output: None = ...,
+    images_per_file: int = ...,
+) -> Iterator[ImageResult]: ...
+
+
+@overload
+def score_images(
+    detector: Any,
+    uris: Iterable[str | os.PathLike[str]],
+    *,
+    client: Client | None = ...,
+    batch_size: int = ...,
+    max_in_flight: int | None = ...,
+    output: str | os.PathLike[str],
+    images_per_file: int = ...,
+) -> ScoringSummary: ...
+
+
+def score_images(
+    detector: Any,
+    uris: Iterable[str | os.PathLike[str]],
+    *,
+    client: Client | None = None,
+    batch_size: int = 32,
+    max_in_flight: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    images_per_file: int = 10_000,
+) -> Iterator[ImageResult] | ScoringSummary:
+    """Score images on the workers of a Dask cluster, each exactly once.
+
+    Parameters
+    ----------
+    detector : fitted estimator with ``score_samples`` and ``offset_``
+        Such as :class:`~skpbas.PBASDetector` or :class:`~skpbas.calibration.ConformalThreshold`. It is sent once to
+        every worker, also to those that join later or take the place of one that died.
+    uris : iterable of str or path
+        Files as the workers see them, or URLs that ``fsspec`` opens there, such as "s3://bucket/key.png". Read as the
+        work goes on: a generator of any length will do.
+    client : distributed.Client or None, default=None
+        None: the current one.
+    batch_size : int, default=32
+        Images a task.
+    max_in_flight : int or None, default=None
+        Batches that the cluster holds at a time; None: 2 for each of its threads, counted anew every few seconds.
+    output : path or None, default=None
+        None: results come as a stream. A folder, as the client sees it: they go to Parquet files there, and a run with
+        the same detector and uris goes on where an earlier one ended.
+    images_per_file : int, default=10_000
+        Images a Parquet file. What is not yet in a file is scored again after an interruption.
+
+    Returns
+    -------
+    iterator of ImageResult, or ScoringSummary
+        The stream's order is that of completion. A file has its images' order, and the columns "index", "uri",
+        "score", "decision", "label" and "error" of :class:`ImageResult`; each appears under its name only when it is
+        complete, and files sort in the order of ``uris``.
+
+    Raises
+    ------
+    ValueError
+        A parameter of another kind, no client, or a detector without ``offset_``.
+    NotFittedError
+        A detector that is not fitted.
+    InvalidImageError
+        ``uris`` is a single one, or holds something that is neither str nor path.
+    ResultsError
+        ``output`` holds results of other uris or another detector.
+    StorageError
+        ``output`` cannot be written.
+    ClusterError
+        The scheduler went away, or workers die again and again. Results in ``output`` are kept.
+    ImportError
+        ``output`` without pyarrow; a URL whose protocol needs a package that the workers do not have.
+
+    Notes
+    -----
+    An image that cannot be read or scored is reported in its result and the run goes on. An error that every image of a
+    batch has in common, and that is none of reading, is no image's fault: it ends the run.
+
+    Where a worker dies, Dask gives its batches to others, ``distributed.scheduler.allowed-failures`` times (default 3).
+    Then the batch's images are scored one by one, with nothing else on the cluster: an image over which workers die
+    even so is reported as bad, and no other image for being near it.
+
+    Workers need the same versions of skpbas and torch as the client. One thread a worker and one worker a core is best
+    on CPUs: ``LocalCluster(n_workers=..., threads_per_worker=1)``. Dask starts its workers with ``OMP_NUM_THREADS=1``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from distributed import Client
+    >>> from PIL import Image
+    >>> from skpbas import PBASDetector
+    >>> from skpbas.datasets import make_inspection_images
+    >>> from skpbas.distributed import score_images
+    >>> images = make_inspection_images(n_normal=6, n_anomalous=0, size=64, random_state=0).images
+    >>> detector = PBASDetector("embedded", image_size=64, max_epochs=1, contamination=0.1, device="cpu").fit(images)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [Path(folder) / f"{i}.png" for i in range(6)]
+    ...     for path, image in zip(paths, images):
+    ...         Image.fromarray(image).save(path)
+    ...     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
+    ...         results = sorted(score_images(detector, paths, client=client, batch_size=4))
+    >>> [result.score for result in results] == detector.score_samples(images).tolist()
+    True
+    """
+    validate_parameter_constraints(
+        _CONSTRAINTS,
+        {
+            "detector": detector,
+            "client": client,
+            "batch_size": batch_size,
+            "max_in_flight": max_in_flight,
+            "output": output,
+            "images_per_file": images_per_file,
+        },
+        caller_name="score_images",
+    )
+    check_is_fitted(detector)
+    if not hasattr(detector, "offset_"):
+        raise ValueError(f"detector={detector!r} has no offset_, the threshold that tells good from anomalous")
+    if isinstance(uris, (str, bytes, os.PathLike)):
+        raise InvalidImageError(f"uris must be an iterable of paths or URLs; got the single one {str(uris)!r}")
+    if not isinstance(uris, Iterable):
+        raise InvalidImageError(f"uris must be an iterable of paths or URLs; got {type(uris).__name__}")
+    run = _Run(detector, _resolved(client), int(max_in_flight) if max_in_flight else None)
+    names = _names(uris)
+    if output is None:
+        return _stream(run, names, int(batch_size), float(detector.offset_))
+    folder = ResultFolder(output, detector, int(images_per_file))
+    return _to_folder(run, names, int(batch_size), folder)
+
+
+def _resolved(client: Client | None) -> Client:
+    if client is None:
+        try:
+            client = default_client()
+        except ValueError as error:
+            raise ValueError(
+                "score_images found no Dask client: make one, such as client = distributed.Client(n_workers=4, "
+                "threads_per_worker=1) or distributed.Client('scheduler:8786'), and give it as client="
+            ) from error
+    if client.asynchronous:
+        raise ValueError("score_images needs a client that was made with asynchronous=False")
+    return client
+
+
+def _names(uris: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    for index, uri in enumerate(uris):
+        if not isinstance(uri, (str, os.PathLike)):
+            raise InvalidImageError(f"uris[{index}] is {type(uri).__name__}; expected a path or URL, as str or path")
+        yield os.fspath(uri)
+
+
+# On the workers -------------------------------------------------------------------------------------------
+
+
+class _Shipped(WorkerPlugin):
+    """The detector on its way to every worker, now and later."""
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+
+
+def _score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float64], dict[int, str]]:
+    worker = get_worker()
+    shipped = worker.plugins.get(plugin)
+    if not isinstance(shipped, _Shipped):
+        raise ClusterError(f"the detector could not be opened on the worker {worker.address}: its log says why")
+    return score_batch(shipped.detector, uris)
+
+
+# On the client --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Batch:
+    """Consecutive images; ``alone``: one that is scored while nothing else is."""
+
+    first: int
+    uris: list[str]
+    alone: bool = False
+
+
+@dataclass
+class _Scored:
+    """A batch that came back."""
+
+    first: int
+    uris: list[str]
+    scores: NDArray[np.float64]
+    errors: dict[int, str]
+
+
+class _Run:
+    """Batches through a cluster, with a bounded number on their way.
+
+    Parameters
+    ----------
+    detector : estimator
+    client : distributed.Client
+    max_in_flight : int or None
+    """
+
+    def __init__(self, detector: Any, client: Client, max_in_flight: int | None) -> None:
+        self.detector, self.client, self.max_in_flight = detector, client, max_in_flight
+        self.run = uuid.uuid4().hex
+        self.plugin = f"skpbas-detector-{self.run}"
+        self._counted, self._window = -math.inf, 1
+
+    def scored(self, batches: Iterator[_Batch]) -> Iterator[_Scored]:
+        """Yield every batch once, in the order of completion."""
+        self.client.register_plugin(_Shipped(self.detector), name=self.plugin)
+        flying: dict[_Future, _Batch] = {}
+        suspects: deque[_Batch] = deque()
+        landed = as_completed(with_results=True, raise_errors=False)
+        losses = 0
+        try:
+            while True:
+                while not suspects and len(flying) < self._room() and (batch := next(batches, None)) is not None:
+                    self._send(batch, flying, landed)
+                if suspects and not flying:
+                    self._send(suspects.popleft(), flying, landed)
+                if not flying:
+                    return
+                future, result = next(landed)
+                batch = flying.pop(future)
+                if future.status == "finished":
+                    losses = 0
+                    yield _Scored(batch.first, batch.uris, *result)
+                    continue
+                lost = self._killed(future, result)  # raises whatever else it is
+                losses += 1
+                if losses >= _LOSSES_IN_A_ROW:
+                    raise ClusterError(
+                        f"workers died over {losses} batches in a row: {lost} Give workers more memory, or take a "
+                        "smaller batch_size; a smaller detector needs less, too"
+                    ) from lost
+                if batch.alone:
+                    text = f"{batch.uris[0]}: each of {lost.allowed_failures + 1} workers died that scored it alone"
+                    yield _Scored(batch.first, batch.uris, np.array([np.nan]), {0: text})
+                else:
+                    suspects.extend(_Batch(batch.first + i, [uri], alone=True) for i, uri in enumerate(batch.uris))
+        finally:
+            self._leave(list(flying))
+
+    def _send(self, batch: _Batch, flying: dict[_Future, _Batch], landed: as_completed) -> None:
+        key = f"skpbas-score-{self.run}-{batch.first}{'-alone' if batch.alone else ''}"
+        future = self.client.submit(_score_on_worker, batch.uris, self.plugin, key=key, pure=False)
+        flying[future] = batch
+        landed.add(future)
+
+    def _killed(self, future: _Future, result: Any) -> KilledWorker:
+        """Return the error of a batch over which workers died; raise any other."""
+        if future.status != "error":
+            raise ClusterError(
+                f"the cluster gave a batch up ({future.status}): its scheduler was closed, restarted or lost"
+            ) from (result if isinstance(result, CancelledError) else None)
+        _, error, trace = result
+        if isinstance(error, KilledWorker):
+            return error
+        raise error.with_traceback(trace)
+
+    def _room(self) -> int:
+        """Return how many batches may be on their way."""
+        if self.max_in_flight is not None:
+            return self.max_in_flight
+        if time.monotonic() - self._counted > _SECONDS_BETWEEN_LOOKS:
+            self._window = max(1, _BATCHES_A_THREAD * sum(self.client.nthreads().values()))
+            self._counted = time.monotonic()
+        return self._window
+
+    def _leave(self, flying: list[_Future]) -> None:
+        """Take back what is on its way, and the detector."""
+        if self.client.status != "running":
+            return
+        with suppress(OSError, TimeoutError, CancelledError):  # a cluster on its way out takes both with it
+            self.client.cancel(flying)
+            self.client.unregister_worker_plugin(self.plugin)
+
+
+def _stream(run: _Run, names: Iterator[str], batch_size: int, offset: float) -> Iterator[ImageResult]:
+    def batches() -> Iterator[_Batch]:
+        first = 0
+        for uris in in_batches(names, batch_size):
+            yield _Batch(first, uris)
+            first += len(uris)
+
+    for scored in run.scored(batches()):
+        for i, (uri, score) in enumerate(zip(scored.uris, scored.scores.tolist(), strict=True)):
+            error = scored.errors.get(i)
+            label = None if error is not None else (-1 if score - offset < 0 else 1)
+            yield ImageResult(scored.first + i, uri, score, score - offset, label, error)
+
+
+def _to_folder(run: _Run, names: Iterator[str], batch_size: int, folder: ResultFolder) -> ScoringSummary:
+    open_parts: dict[int, Part] = {}
+    total = dict.fromkeys(("n_images", "n_anomalous", "n_failed", "n_resumed", "n_files"), 0)
+
+    def count(n_images: int, about: dict[str, Any], *, resumed: bool = False) -> None:
+        total["n_images"] += n_images
+        total["n_resumed"] += n_images * resumed
+        total["n_files"] += 1
+        for name in ("n_anomalous", "n_failed"):
+            total[name] += about[name]
+
+    def batches() -> Iterator[_Batch]:
+        first = 0
+        for uris in in_batches(names, folder.images_per_file):
+            about = folder.found(first, uris)
+            if about is not None:
+                count(len(uris), about, resumed=True)
+            else:
+                open_parts[first] = Part(first, uris)
+                for start in range(0, len(uris), batch_size):
+                    yield _Batch(first + start, uris[start : start + batch_size])
+            first += len(uris)
+
+    for scored in run.scored(batches()):
+        first = scored.first - scored.first % folder.images_per_file
+        part = open_parts[first]
+        part.put(scored.first, scored.scores, scored.errors)
+        if not part.missing:
+            count(len(part.uris), folder.write(part))
+            del open_parts[first]
+    return ScoringSummary(folder.path, **total)

@@ -1,0 +1,231 @@
+"""The command line and its demo: what it prints, draws and refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skpbas import PBASDetector
+from skpbas.__main__ import main, make_parser
+from skpbas._cli import demo
+from skpbas._cli.colormap import colour_table, overlay
+from skpbas._cli.demo import DemoOptions, run_demo
+from skpbas.datasets import INSPECTION_KINDS, make_inspection_images
+
+METRICS = ["image AUROC", "image AP", "pixel AUROC", "pixel AP", "PRO"]
+QUICK = ["--image-size", "64", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _few_generated_images(monkeypatch):
+    monkeypatch.setattr(demo, "_N_TRAIN", 4)
+    monkeypatch.setattr(demo, "_N_GOOD", 2)
+    monkeypatch.setattr(demo, "_N_DEFECTIVE", 2)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return make_inspection_images(6, 2, kind="wood", size=80, random_state=0)
+
+
+def save(pixels: np.ndarray, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def category(tmp_path, parts) -> Path:
+    """A tiny category in MVTec AD's layout: four good images to learn from, two good and two defective to judge."""
+    folder = tmp_path / "data" / "planks"
+    for i in range(4):
+        save(parts.images[i], folder / "train" / "good" / f"{i}.png")
+    for i in range(4, 6):
+        save(parts.images[i], folder / "test" / "good" / f"{i}.png")
+    for i in range(6, 8):
+        kind = parts.defect_types[i]
+        save(parts.images[i], folder / "test" / kind / f"{i}.png")
+        save(255 * parts.masks[i].astype(np.uint8), folder / "ground_truth" / kind / f"{i}_mask.png")
+    return folder
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_demo_prints_five_metrics_and_the_decisions_and_draws_a_picture(tmp_path, capsys):
+    assert main(["demo", *QUICK, "--output", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("random features" in line for line in lines)
+    for name in METRICS:
+        assert any(line.strip().startswith(name) for line in lines), name
+    assert any("false alarms" in line and "of 2 good images" in line for line in lines)
+    assert any("misses" in line and "of 2 defective images" in line for line in lines)
+    width, height = size_of(tmp_path / "out" / "demo.png")
+    assert width > 4 * 150
+    assert height > 3 * 150  # two defects and a good one
+
+
+def test_the_demo_takes_a_category_in_mvtec_layout(category, tmp_path):
+    said: list[str] = []
+    options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path / "out")
+    picture = run_demo(options, said.append)
+    assert picture == tmp_path / "out" / "demo.png"
+    assert picture.is_file()
+    assert any("learning from 4 good images, then judging 4" in line for line in said)
+    assert any(line.strip().startswith("PRO") for line in said)
+
+
+def test_the_same_seed_prints_the_same_metrics(category, tmp_path):
+    said: list[list[str]] = [[], []]
+    for lines in said:
+        options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path)
+        run_demo(options, lines.append)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("good", ["", "train/good"])
+def test_a_folder_of_good_images_and_some_to_check_give_decisions(good, category, tmp_path, capsys):
+    defective = sorted((category / "test").glob("s*/*.png"))
+    arguments = ["--data", str(category / good), "--check", *map(str, defective), "--output", str(tmp_path / "out")]
+    assert main(["demo", *QUICK, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "learning from 4 good images, then judging 2" in out
+    for path in defective:
+        line = next(line for line in out.splitlines() if path.name in line)
+        assert ("anomalous" in line) == (float(line.split()[-1]) < 0)
+    assert "AUROC" not in out
+    assert size_of(tmp_path / "out" / "demo.png")[0] < 4 * 192 + 150  # there is no mask to show
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "no/such/folder"], "no such folder"),
+        (["--data", "{empty}"], "no image files"),
+        (["--data", "{category}/train/good"], "--check"),
+        (["--data", "{category}/.."], "one of its categories: planks"),
+        (["--data", "{category}/train/good", "--check", "missing.png"], "--check missing.png: no such file"),
+        (["--check", "missing.png"], "--check needs --data"),
+        (["--kind", "spoon"], "kind must be one of"),
+        (["--weights", "imagenet"], "needs --backbone"),
+        (["--backbone", "resnet19", "--weights", "none"], "resnet19"),
+        (["--backbone", "resnet18", "--weights", "missing.pth"], "missing.pth"),
+        (["--epochs", "0"], "max_epochs"),
+        (["--output", "{file}"], "cannot be made"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments, message, category, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    places = {"empty": tmp_path / "empty", "file": tmp_path / "file", "category": category}
+    arguments = [argument.format(**places) for argument in arguments]
+    assert main(["demo", *QUICK, "--output", str(tmp_path / "out"), *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("skpbas demo: error: ")
+    assert message in errors[0]
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(category):
+    image = category / "train" / "good" / "0.png"
+    other = category / "train" / "good" / "1.png"
+    assert demo.load_data(DemoOptions(data=category, check=(image, other))).names == ["0.png", "1.png"]
+    spare = category / "test" / "spare" / "0.png"
+    spare.parent.mkdir()
+    spare.write_bytes(image.read_bytes())
+    assert demo.load_data(DemoOptions(data=category, check=(image, spare))).names == ["good/0.png", "spare/0.png"]
+
+
+def test_test_images_of_one_class_are_refused_before_training(category):
+    for path in (category / "test" / "good").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="holds defective images only"):
+        demo.load_data(DemoOptions(data=category))
+
+
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_the_help_names_every_product_and_default():
+    parser = make_parser()._subparsers._group_actions[0].choices["demo"]
+    text = " ".join(parser.format_help().split())
+    assert all(kind in text for kind in INSPECTION_KINDS)
+    assert DemoOptions().kind in INSPECTION_KINDS
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["demo", "--version"], ["demo", "--help"]])
+def test_version_and_help_end_at_once(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+    assert capsys.readouterr().out
+
+
+def test_the_help_does_not_wait_for_torch():
+    code = "import sys, skpbas.__main__; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_backbone_without_weights_takes_imagenets():
+    def choose(**options):
+        return demo.choose_network(DemoOptions(**options))
+
+    assert choose() == demo.DEFAULT_NETWORK
+    assert choose(backbone="resnet50") == {"backbone": "resnet50", "weights": "imagenet"}
+    assert choose(backbone="resnet50", weights="none") == {"backbone": "resnet50", "weights": None}
+    assert choose(backbone="resnet18", weights="a.pth") == {"backbone": "resnet18", "weights": "a.pth"}
+
+
+def test_random_features_are_said_to_be_random(category, tmp_path, capsys):
+    options = ["--data", str(category), "--backbone", "resnet18", "--weights", "none"]
+    assert main(["demo", *options, "--image-size", "64", "--epochs", "1", "--output", str(tmp_path / "out")]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("random features")
+    assert "--backbone and --weights" in first
+
+
+def test_masks_come_to_the_maps_size_by_nearest_pixels(tmp_path):
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1, 2] = 255
+    detector = PBASDetector()
+    detector.map_shape_ = (8, 12)
+    expected = np.zeros((8, 12), bool)
+    expected[2:4, 4:6] = True
+    assert (demo.mask_at(mask, detector) == expected).all()
+    assert (demo.mask_at(save(mask, tmp_path / "mask.png"), detector) == expected).all()
+    assert (demo.mask_at(save(np.dstack([mask] * 3), tmp_path / "rgb.png"), detector) == expected).all()
+    assert demo.mask_at(None, detector).sum() == 0
+
+
+def test_the_picture_shows_every_defect_once_before_any_twice():
+    names = ["dent", "dent", "dent", "good", "stain", "stain", "good"]
+    labels = np.array([-1, -1, -1, 1, -1, -1, 1])
+    assert demo.rows_to_show(names, labels, most=3) == [0, 4, 3]
+    assert demo.rows_to_show(names, labels, most=5) == [0, 1, 4, 5, 3]
+    assert demo.rows_to_show(names, labels) == [0, 1, 2, 4, 5, 3]
+
+
+def test_the_colours_rise_in_lightness():
+    table = colour_table()
+    assert table.shape == (256, 3)
+    luminance = (table / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) > -2e-3).all()  # rounding to 8 bits
+    assert luminance[0] < 0.02
+    assert luminance[-1] > 0.7
+
+
+def test_an_overlay_leaves_the_image_alone_where_the_map_is_low():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    anomaly_map = np.array([[0.0, 0.2], [0.2, 1.0]])
+    mixed = overlay(image, anomaly_map, 0.2, 1.0)
+    assert (mixed[:, 0] == 100).all()
+    assert (mixed[1, 1] != 100).any()
