@@ -10,21 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skpbas.datasets import DEFECT_TYPES, INSPECTION_KINDS, make_inspection_images
-from skpbas.datasets import _generate as generate
-from skpbas.datasets import _noise as noise
-from skpbas.datasets import _parts as parts
-from skpbas.datasets import _variety as variety
-from skpbas.datasets._defects import draw_damage
-from skpbas.datasets._kinds import KINDS
-from skpbas.datasets._light import Lighting, Surface, draw_lamp, shade
-from skpbas.datasets._ranges import Colour, narrow
+from skpbas.datasets.generated import inspection, noise, parts, variety
+from skpbas.datasets.generated.defects import draw_damage
+from skpbas.datasets.generated.light import Lighting, Surface, draw_lamp, shade
+from skpbas.datasets.generated.products import KINDS
+from skpbas.datasets.generated.ranges import Color, narrow
 
 SMALL = 64
 
 
 def shot_of(kind, size=96, seed=0):
     line = KINDS[kind](np.random.default_rng(seed))
-    return generate._Shot(line, (size, size), np.random.default_rng([seed, 1]))
+    return inspection._Shot(line, (size, size), np.random.default_rng([seed, 1]))
 
 
 def test_a_data_set_has_the_documented_shapes_and_order():
@@ -92,7 +89,7 @@ def test_every_defect_on_every_product_is_marked_exactly(kind, defect):
     for seed in range(2):
         shot = shot_of(kind, seed=seed)
         clean = shot.picture()
-        picture, mask = generate.add_defect(shot, np.random.default_rng(seed), defect)
+        picture, mask = inspection.add_defect(shot, np.random.default_rng(seed), defect)
         changed = np.abs(picture.astype(int) - clean).max(axis=2)
         assert 2e-4 < mask.mean() < 0.3
         np.testing.assert_array_equal(picture[~mask], clean[~mask])
@@ -104,16 +101,16 @@ def test_every_defect_on_every_product_is_marked_exactly(kind, defect):
 @pytest.mark.parametrize("defect", DEFECT_TYPES)
 def test_defects_lie_on_the_part(kind, defect):
     shot = shot_of(kind)
-    _, mask = generate.add_defect(shot, np.random.default_rng(2), defect)
+    _, mask = inspection.add_defect(shot, np.random.default_rng(2), defect)
     assert (shot.scene.coverage[mask] > 0.02).mean() > 0.95
 
 
 def test_a_data_set_and_its_undamaged_twin_differ_only_within_the_mask():
     data = make_inspection_images(0, 1, kind="wood", size=SMALL, random_state=0)
     entropy = [0, INSPECTION_KINDS.index("wood")]
-    line = KINDS["wood"](generate._stream(entropy, generate._PRODUCT))
-    rng = generate._stream(entropy, generate._ANOMALOUS, 0)
-    twin = generate._Shot(line, (SMALL, SMALL), rng).picture()
+    line = KINDS["wood"](inspection._stream(entropy, inspection._PRODUCT))
+    rng = inspection._stream(entropy, inspection._ANOMALOUS, 0)
+    twin = inspection._Shot(line, (SMALL, SMALL), rng).picture()
     differs = (data.images[0] != twin).any(axis=2)
     assert differs.any()
     assert not (differs & ~data.masks[0]).any()
@@ -211,8 +208,8 @@ def test_a_narrowed_look_stays_within_the_wide_one_and_makes_its_choices():
     low, high = product.apothem
     assert wide.apothem[0] <= low < high <= wide.apothem[1]
     assert high - low <= 0.1001 * (wide.apothem[1] - wide.apothem[0])
-    assert isinstance(product.finish.colour, Colour)
-    assert product.finish.colour.value != wide.finish.colour.value
+    assert isinstance(product.finish.color, Color)
+    assert product.finish.color.value != wide.finish.color.value
 
 
 def test_worley_distances_are_those_to_the_nearest_points():
@@ -230,7 +227,7 @@ def test_stretched_noise_varies_less_along_its_direction():
 
 
 def test_a_slope_that_faces_the_lamp_is_brighter():
-    lamp = draw_lamp(np.random.default_rng(0), Lighting(azimuth=(0.0, 0.0), tint=Colour(value=(1.0, 1.0))))
+    lamp = draw_lamp(np.random.default_rng(0), Lighting(azimuth=(0.0, 0.0), tint=Color(value=(1.0, 1.0))))
     x, _ = noise.plane((32, 32))
     towards, away = (
         shade(Surface(np.full((32, 32, 3), 0.5, np.float32), np.tile(sign * 0.2 * x, (32, 1))), lamp)

@@ -30,7 +30,14 @@ from tqdm import tqdm
 from train_embedded_backbone import export, write_atomically
 
 from skpbas.core.embedded import LEVELS, WIDTHS, EmbeddedBackbone
-from skpbas.datasets._variety import PARTS, SURFACES, draw_ground, scene_of_part, scene_of_surface, take_picture
+from skpbas.datasets.generated.variety import (
+    PARTS,
+    SURFACES,
+    draw_ground,
+    scene_of_part,
+    scene_of_surface,
+    take_picture,
+)
 
 N_FRACTALS, N_NOISES = 200, 20
 N_MATERIALS = len(SURFACES) + len(PARTS)

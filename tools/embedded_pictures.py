@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from skpbas.datasets._variety import random_image
+from skpbas.datasets.generated.variety import random_image
 
 Picture = NDArray[np.float32]
 """(side, side, 3), RGB in [0, 1]."""

@@ -18,17 +18,17 @@ Look = TypeVar("Look", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class Colour:
-    """Range of colours, as hue, saturation and value in [0, 1]."""
+class Color:
+    """Range of colors, as hue, saturation and value in [0, 1]."""
 
     hue: Range = (0.0, 1.0)
     saturation: Range = (0.1, 0.7)
     value: Range = (0.2, 0.85)
 
 
-def grey(low: float, high: float) -> Colour:
-    """Return the range of nearly neutral colours of value `low` to `high`."""
-    return Colour((0.0, 1.0), (0.0, 0.06), (low, high))
+def gray(low: float, high: float) -> Color:
+    """Return the range of nearly neutral colors of value `low` to `high`."""
+    return Color((0.0, 1.0), (0.0, 0.06), (low, high))
 
 
 def pick(rng: np.random.Generator, interval: Range) -> float:
@@ -41,9 +41,9 @@ def choose(rng: np.random.Generator, options: Choices) -> int:
     return int(options[rng.integers(len(options))])
 
 
-def pick_colour(rng: np.random.Generator, colour: Colour) -> NDArray[np.float32]:
-    """Draw a colour as red, green and blue in [0, 1]."""
-    hsv = (pick(rng, colour.hue) % 1.0, pick(rng, colour.saturation), pick(rng, colour.value))
+def pick_color(rng: np.random.Generator, color: Color) -> NDArray[np.float32]:
+    """Draw a color as red, green and blue in [0, 1]."""
+    hsv = (pick(rng, color.hue) % 1.0, pick(rng, color.saturation), pick(rng, color.value))
     return np.asarray(colorsys.hsv_to_rgb(*hsv), dtype=np.float32)
 
 
@@ -68,8 +68,8 @@ def narrow(rng: np.random.Generator, look: Look, spread: float = 0.03) -> Look:
     Examples
     --------
     >>> import numpy as np
-    >>> from skpbas.datasets._ranges import Colour, narrow
-    >>> wide = Colour(value=(0.2, 0.8))
+    >>> from skpbas.datasets.generated.ranges import Color, narrow
+    >>> wide = Color(value=(0.2, 0.8))
     >>> low, high = narrow(np.random.default_rng(0), wide, spread=0.1).value
     >>> bool(0.2 <= low < high <= 0.8 and high - low < 0.121)
     True

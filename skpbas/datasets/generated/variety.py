@@ -1,4 +1,4 @@
-"""Pictures of anything: every material and part, in any colour, light and focus."""
+"""Pictures of anything: every material and part, in any color, light and focus."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from skpbas.datasets import _parts as parts
-from skpbas.datasets import _prints as prints
-from skpbas.datasets import _textures as textures
-from skpbas.datasets._light import (
+from skpbas.datasets.generated import parts, prints, textures
+from skpbas.datasets.generated.light import (
     Camera,
     Lighting,
     Scene,
@@ -19,10 +17,10 @@ from skpbas.datasets._light import (
     draw_lamp,
     light_scene,
     photograph,
-    plain,
+    plain_surface,
 )
-from skpbas.datasets._noise import Shape
-from skpbas.datasets._ranges import Colour, pick_colour
+from skpbas.datasets.generated.noise import Shape
+from skpbas.datasets.generated.ranges import Color, pick_color
 
 SURFACES: tuple[Callable[[np.random.Generator, Shape], Surface], ...] = (
     textures.weave,
@@ -63,9 +61,9 @@ def scene_of_surface(front: Surface, shape: Shape) -> Scene:
 
 
 def draw_ground(rng: np.random.Generator, shape: Shape) -> Surface:
-    """Draw what a part may lie on: a plain colour or any material."""
+    """Draw what a part may lie on: a plain color or any material."""
     if rng.random() < 0.6:
-        return plain(rng, shape, pick_colour(rng, Colour(saturation=(0.0, 0.4), value=(0.05, 0.95))))
+        return plain_surface(rng, shape, pick_color(rng, Color(saturation=(0.0, 0.4), value=(0.05, 0.95))))
     return SURFACES[rng.integers(len(SURFACES))](rng, shape)
 
 
@@ -86,7 +84,7 @@ def random_scene(rng: np.random.Generator, shape: Shape, part_share: float = 0.4
 def take_picture(rng: np.random.Generator, scene: Scene) -> NDArray[np.uint8]:
     """Photograph a scene, (H, W, 3), in any light with any camera."""
     lamp = draw_lamp(rng, Lighting())
-    camera = Camera(colour=bool(rng.random() > 0.2))
+    camera = Camera(color=bool(rng.random() > 0.2))
     return photograph(light_scene(scene, lamp), draw_exposure(rng, scene.coverage.shape, camera))
 
 
@@ -111,7 +109,7 @@ def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray
     Examples
     --------
     >>> import numpy as np
-    >>> from skpbas.datasets._variety import random_image
+    >>> from skpbas.datasets.generated.variety import random_image
     >>> random_image(np.random.default_rng(0), (64, 96)).shape
     (64, 96, 3)
     """

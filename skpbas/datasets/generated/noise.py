@@ -26,8 +26,8 @@ def plane(shape: Shape) -> tuple[Field, Field]:
     return x[None, :], y[:, None]
 
 
-def turned(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
-    """Return coordinates along and across a direction (radians, from x towards y)."""
+def rotated(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
+    """Return coordinates along and across a direction (radians, from x toward y)."""
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
@@ -82,7 +82,7 @@ def fractal_noise(
     Examples
     --------
     >>> import numpy as np
-    >>> from skpbas.datasets._noise import fractal_noise
+    >>> from skpbas.datasets.generated.noise import fractal_noise
     >>> noise = fractal_noise(np.random.default_rng(0), (32, 48))
     >>> noise.shape, f"{noise.std():.2f}"
     ((32, 48), '1.00')
@@ -90,7 +90,7 @@ def fractal_noise(
     side = min(shape)
     fy = fft.fftfreq(shape[0], 1 / side).astype(np.float32)[:, None]
     fx = fft.rfftfreq(shape[1], 1 / side).astype(np.float32)[None, :]
-    along, across = turned(fx, fy, angle)
+    along, across = rotated(fx, fy, angle)
     squared = np.square(along * np.float32(stretch)) + np.square(across)
     gain = (squared + np.float32(coarsest**-2)) ** np.float32(-exponent / 2)
     if finest > 0:

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from skpbas.datasets._light import Surface
-from skpbas.datasets._noise import Field, Shape, fractal_noise
-from skpbas.datasets._ranges import Colour, Range, choose, grey, pick, pick_colour
-from skpbas.datasets._textures import mixed, tinted
+from skpbas.datasets.generated.light import Surface
+from skpbas.datasets.generated.noise import Field, Shape, fractal_noise
+from skpbas.datasets.generated.ranges import Color, Range, choose, gray, pick, pick_color
+from skpbas.datasets.generated.textures import mixed, tinted
 
 _FINE = 2  # layouts are drawn at this many times the image's size
 
@@ -70,9 +70,9 @@ class Label:
     """Number of the design; None draws a new one."""
     shift: Range = (-0.012, 0.012)
     angle: Range = (-0.02, 0.02)
-    paper: Colour = Colour(saturation=(0.0, 0.3), value=(0.75, 0.97))
-    ink: Colour = Colour(saturation=(0.0, 0.5), value=(0.05, 0.3))
-    accent: Colour = Colour(saturation=(0.4, 0.9), value=(0.3, 0.85))
+    paper: Color = Color(saturation=(0.0, 0.3), value=(0.75, 0.97))
+    ink: Color = Color(saturation=(0.0, 0.5), value=(0.05, 0.3))
+    accent: Color = Color(saturation=(0.4, 0.9), value=(0.3, 0.85))
     coverage: Range = (0.85, 1.0)
 
 
@@ -94,7 +94,7 @@ def _label_layout(layout: int, shape: Shape) -> Image.Image:
                 width = 0.004 * rng.integers(1, 5)
                 sheet.box(0, x, y, width, min(size, sheet.height - 0.06 - y))
                 x += width + 0.004 * rng.integers(1, 4)
-        elif block < 0.6:  # a coloured field
+        elif block < 0.6:  # a colored field
             size = rng.uniform(0.05, 0.12)
             sheet.box(1, left, y, rng.uniform(0.2, right - left), size)
         else:
@@ -108,12 +108,12 @@ def label(rng: np.random.Generator, shape: Shape, look: Label = Label()) -> Surf
     """Draw a printed label."""
     layout = int(rng.integers(2**32)) if look.layout is None else look.layout
     ink, accent, _, _ = _sampled(rng, _label_layout(layout, shape), shape, look.shift, look.angle)
-    fibres = fractal_noise(rng, shape, 0.5, coarsest=0.2)
-    strength = np.float32(pick(rng, look.coverage)) * (1 - 0.03 * np.abs(fibres))
-    albedo = tinted(pick_colour(rng, look.paper), 0.012 * fibres)
-    for colour, layer in ((look.accent, accent), (look.ink, ink)):
-        albedo = mixed(albedo, np.broadcast_to(pick_colour(rng, colour), albedo.shape), layer * strength)
-    return Surface(albedo, fibres * np.float32(1e-4), gloss=0.04)
+    fibers = fractal_noise(rng, shape, 0.5, coarsest=0.2)
+    strength = np.float32(pick(rng, look.coverage)) * (1 - 0.03 * np.abs(fibers))
+    albedo = tinted(pick_color(rng, look.paper), 0.012 * fibers)
+    for color, layer in ((look.accent, accent), (look.ink, ink)):
+        albedo = mixed(albedo, np.broadcast_to(pick_color(rng, color), albedo.shape), layer * strength)
+    return Surface(albedo, fibers * np.float32(1e-4), gloss=0.04)
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class Board:
     """Number of the design; None draws a new one."""
     shift: Range = (-0.01, 0.01)
     angle: Range = (-0.015, 0.015)
-    mask: Colour = Colour((0.3, 0.62), (0.5, 0.9), (0.18, 0.45))
-    solder: Colour = Colour((0.1, 0.16), (0.02, 0.45), (0.65, 0.85))
-    chip: Colour = grey(0.08, 0.2)
+    mask: Color = Color((0.3, 0.62), (0.5, 0.9), (0.18, 0.45))
+    solder: Color = Color((0.1, 0.16), (0.02, 0.45), (0.65, 0.85))
+    chip: Color = gray(0.08, 0.2)
     track: Range = (0.25, 0.5)
     """How much lighter tracks are than the board."""
 
@@ -217,14 +217,14 @@ def board(rng: np.random.Generator, shape: Shape, look: Board = Board()) -> Surf
     copper, solder, body, ink = _sampled(rng, _board_layout(layout, shape), shape, look.shift, look.angle)
     solder = solder * (1 - body)
     cloud = fractal_noise(rng, shape, 0.8)
-    albedo = tinted(pick_colour(rng, look.mask), 0.03 * cloud + np.float32(pick(rng, look.track)) * copper)
+    albedo = tinted(pick_color(rng, look.mask), 0.03 * cloud + np.float32(pick(rng, look.track)) * copper)
     grain = 0.06 * fractal_noise(rng, shape, 0.3, coarsest=0.05)
-    for colour, layer in (
+    for color, layer in (
         (look.solder, solder),
         (look.chip, body),
-        (grey(0.8, 0.9), 0.9 * ink * (1 - solder)),
+        (gray(0.8, 0.9), 0.9 * ink * (1 - solder)),
     ):
-        albedo = mixed(albedo, tinted(pick_colour(rng, colour), grain), layer)
+        albedo = mixed(albedo, tinted(pick_color(rng, color), grain), layer)
     raised = ndimage.uniform_filter(body, max(2, min(shape) // 90))
     height = 0.001 * copper + 0.003 * solder + 0.02 * raised + 0.0001 * grain
     return Surface(albedo, height.astype(np.float32), gloss=0.06 + 0.35 * solder, metal=0.1)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from skpbas.datasets._noise import Field, Shape, fractal_noise, plane, smoothstep, turned, white_noise
-from skpbas.datasets._ranges import Colour, Range, pick, pick_colour
+from skpbas.datasets.generated.noise import Field, Shape, fractal_noise, plane, rotated, smoothstep, white_noise
+from skpbas.datasets.generated.ranges import Color, Range, pick, pick_color
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Surface:
     """What light falls on."""
 
     albedo: Field
-    """(H, W, 3): colour under even light, in [0, 1]."""
+    """(H, W, 3): color under even light, in [0, 1]."""
     height: Field
-    """(H, W): towards the camera, in shorter sides."""
+    """(H, W): toward the camera, in shorter sides."""
     gloss: Field | float = 0.0
     """Strength of the highlight, in [0, 1]."""
     metal: float = 0.0
@@ -57,7 +57,7 @@ class Lighting:
     falloff: Range = (0.0, 0.15)
     """Loss of light from one border to the other."""
     brightness: Range = (0.9, 1.1)
-    tint: Colour = Colour((0.05, 0.15), (0.0, 0.06), (1.0, 1.0))
+    tint: Color = Color((0.05, 0.15), (0.0, 0.06), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Lamp:
     sharpness: float
     softness: float
     falloff: float
-    colour: Field
+    color: Field
 
 
 def draw_lamp(rng: np.random.Generator, look: Lighting) -> Lamp:
@@ -82,7 +82,7 @@ def draw_lamp(rng: np.random.Generator, look: Lighting) -> Lamp:
         sharpness=pick(rng, look.sharpness),
         softness=pick(rng, look.softness),
         falloff=pick(rng, look.falloff),
-        colour=pick_colour(rng, look.tint) * np.float32(pick(rng, look.brightness)),
+        color=pick_color(rng, look.tint) * np.float32(pick(rng, look.brightness)),
     )
 
 
@@ -110,7 +110,7 @@ def shade(surface: Surface, lamp: Lamp) -> Field:
     shine = math.sqrt(2 + 2 * float(lz))  # length of light + view
     facing = (x * lx + y * ly + z * (lz + 1)) / np.float32(shine)
     highlight = surface.gloss * np.exp(np.float32(lamp.sharpness) * (facing - 1))
-    light: Field = (surface.albedo * diffuse[..., None] + highlight[..., None]) * lamp.colour
+    light: Field = (surface.albedo * diffuse[..., None] + highlight[..., None]) * lamp.color
     return light
 
 
@@ -135,8 +135,8 @@ def light_scene(scene: Scene, lamp: Lamp) -> Field:
         behind = shade(scene.back, lamp)
         behind *= soft_shadow(scene.coverage, lamp, scene.thickness)[..., None]
         light = behind + scene.coverage[..., None] * (light - behind)
-    towards, _ = turned(*plane(scene.coverage.shape), math.atan2(lamp.direction[1], lamp.direction[0]))
-    return light * (1 + np.float32(lamp.falloff) * towards)[..., None]
+    toward, _ = rotated(*plane(scene.coverage.shape), math.atan2(lamp.direction[1], lamp.direction[0]))
+    return light * (1 + np.float32(lamp.falloff) * toward)[..., None]
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class Camera:
     """Ranges of cameras."""
 
     blur: Range = (0.0, 0.24)
-    """Share of light that a pixel gives to each neighbour along a row or column."""
+    """Share of light that a pixel gives to each neighbor along a row or column."""
     noise: Range = (0.004, 0.015)
     """Standard deviation of the sensor's noise, of full scale."""
     vignette: Range = (0.0, 0.12)
     """Loss of light in the corners."""
-    colour: bool = True
-    """False: a grey-scale camera."""
+    color: bool = True
+    """False: a grayscale camera."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Exposure:
     blur: float
     gain: Field
     noise: Field
-    colour: bool
+    color: bool
 
 
 def draw_exposure(rng: np.random.Generator, shape: Shape, look: Camera) -> Exposure:
@@ -169,14 +169,14 @@ def draw_exposure(rng: np.random.Generator, shape: Shape, look: Camera) -> Expos
     return Exposure(
         blur=pick(rng, look.blur),
         gain=1 - np.float32(2 * pick(rng, look.vignette)) * (x * x + y * y),
-        noise=white_noise(rng, (*shape, 3 if look.colour else 1)) * np.float32(pick(rng, look.noise)),
-        colour=look.colour,
+        noise=white_noise(rng, (*shape, 3 if look.color else 1)) * np.float32(pick(rng, look.noise)),
+        color=look.color,
     )
 
 
 def photograph(light: Field, exposure: Exposure) -> NDArray[np.uint8]:
     """Return the picture (H, W, 3), uint8, that a camera takes of some light."""
-    if not exposure.colour:
+    if not exposure.color:
         light = np.repeat(light @ np.array([[0.3], [0.59], [0.11]], np.float32), 3, axis=2)
     seen = _soften(light, exposure.blur) * exposure.gain[..., None]
     seen = seen + exposure.noise * np.sqrt(np.clip(seen, 0.05, 1))  # shot noise
@@ -194,10 +194,10 @@ def _soften(light: Field, share: float) -> Field:
     return light
 
 
-def plain(rng: np.random.Generator, shape: Shape, colour: Field, mottle: float = 0.02) -> Surface:
+def plain_surface(rng: np.random.Generator, shape: Shape, color: Field, mottle: float = 0.02) -> Surface:
     """Return a dull, nearly even surface such as a table or a conveyor belt."""
     cloud = fractal_noise(rng, shape, 0.7)
-    albedo = colour * (1 + np.float32(mottle) * cloud)[..., None]
+    albedo = color * (1 + np.float32(mottle) * cloud)[..., None]
     return Surface(albedo.astype(np.float32), cloud * np.float32(0.0002))
 
 

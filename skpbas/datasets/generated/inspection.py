@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.utils import Bunch
 
-from skpbas.datasets._defects import DEFECTS, Damage, damaged, draw_damage, footprint
-from skpbas.datasets._kinds import INSPECTION_KINDS, KINDS, Line
-from skpbas.datasets._light import draw_exposure, draw_lamp, light_scene, photograph
-from skpbas.datasets._noise import Shape
+from skpbas.datasets.generated.defects import DEFECTS, Damage, apply_damage, draw_damage, footprint
+from skpbas.datasets.generated.light import draw_exposure, draw_lamp, light_scene, photograph
+from skpbas.datasets.generated.noise import Shape
+from skpbas.datasets.generated.products import INSPECTION_KINDS, KINDS, Line
 
 DEFECT_TYPES: tuple[str, ...] = tuple(DEFECTS)
 """The defects that `make_inspection_images` can make."""
 
 _SMALLEST_SIDE = 32
-_VISIBLE = 4  # grey levels, of 255, by which a pixel has changed visibly
+_VISIBLE = 4  # gray levels, of 255, by which a pixel has changed visibly
 _SMALLEST_AREA, _LARGEST_AREA = 3e-4, 0.25  # of a mask, as shares of the image
 _ATTEMPTS = 40
 
@@ -130,7 +130,7 @@ class _Shot:
         self._exposure = draw_exposure(rng, shape, line.camera)
 
     def picture(self, damage: Damage | None = None) -> Picture:
-        scene = self.scene if damage is None else damaged(self.scene, damage)
+        scene = self.scene if damage is None else apply_damage(self.scene, damage)
         return photograph(light_scene(scene, self._lamp), self._exposure)
 
 

@@ -12,10 +12,10 @@ from functools import reduce
 
 import numpy as np
 
-from skpbas.datasets._light import Surface, bevel, fade
-from skpbas.datasets._noise import Field, Shape, fractal_noise, plane, smoothstep, turned
-from skpbas.datasets._ranges import Choices, Colour, Range, choose, pick, pick_colour
-from skpbas.datasets._textures import mixed, tinted
+from skpbas.datasets.generated.light import Surface, bevel, fade
+from skpbas.datasets.generated.noise import Field, Shape, fractal_noise, plane, rotated, smoothstep
+from skpbas.datasets.generated.ranges import Choices, Color, Range, choose, pick, pick_color
+from skpbas.datasets.generated.textures import mixed, tinted
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Placement:
     scale: Range = (0.98, 1.02)
 
 
-def placed(rng: np.random.Generator, shape: Shape, place: Placement) -> tuple[Field, Field, float]:
+def part_coordinates(rng: np.random.Generator, shape: Shape, place: Placement) -> tuple[Field, Field, float]:
     """Return a part's own coordinates at every pixel, and its angle."""
     x, y = plane(shape)
     angle, scale = pick(rng, place.angle), np.float32(1 / pick(rng, place.scale))
     x, y = x - np.float32(pick(rng, place.shift)), y - np.float32(pick(rng, place.shift))
-    u, v = turned(x * scale, y * scale, angle)
+    u, v = rotated(x * scale, y * scale, angle)
     return u, v, angle
 
 
@@ -67,7 +67,7 @@ def segment(u: Field, v: Field, half_length: float, radius: float) -> Field:
 class Finish:
     """How a part's material looks."""
 
-    colour: Colour = Colour((0.0, 1.0), (0.0, 0.4), (0.3, 0.75))
+    color: Color = Color((0.0, 1.0), (0.0, 0.4), (0.3, 0.75))
     grain: Range = (0.01, 0.05)
     """Strength of the machining marks."""
     stretch: Range = (1.0, 15.0)
@@ -76,16 +76,16 @@ class Finish:
     metal: Range = (0.0, 0.7)
 
 
-STEEL = Finish(Colour((0.08, 0.62), (0.0, 0.08), (0.4, 0.65)), gloss=(0.15, 0.35), metal=(0.4, 0.7))
-BRASS = Finish(Colour((0.1, 0.13), (0.4, 0.6), (0.55, 0.75)), gloss=(0.15, 0.35), metal=(0.4, 0.7))
-PLASTIC = Finish(Colour(saturation=(0.1, 0.8)), grain=(0.005, 0.02), gloss=(0.2, 0.5), metal=(0.0, 0.0))
+STEEL = Finish(Color((0.08, 0.62), (0.0, 0.08), (0.4, 0.65)), gloss=(0.15, 0.35), metal=(0.4, 0.7))
+BRASS = Finish(Color((0.1, 0.13), (0.4, 0.6), (0.55, 0.75)), gloss=(0.15, 0.35), metal=(0.4, 0.7))
+PLASTIC = Finish(Color(saturation=(0.1, 0.8)), grain=(0.005, 0.02), gloss=(0.2, 0.5), metal=(0.0, 0.0))
 
 
 def finished(rng: np.random.Generator, height: Field, finish: Finish, angle: float) -> Surface:
     """Return a surface of the given height and finish, grain along `angle`."""
     shape = (height.shape[0], height.shape[1])
     grain = fractal_noise(rng, shape, 0.6, coarsest=0.3, stretch=pick(rng, finish.stretch), angle=angle)
-    albedo = tinted(pick_colour(rng, finish.colour), np.float32(pick(rng, finish.grain)) * grain)
+    albedo = tinted(pick_color(rng, finish.color), np.float32(pick(rng, finish.grain)) * grain)
     height = height + grain * np.float32(pick(rng, finish.roughness))
     return Surface(albedo, height, gloss=pick(rng, finish.gloss), metal=pick(rng, finish.metal))
 
@@ -107,7 +107,7 @@ class Washer:
 
 def washer(rng: np.random.Generator, shape: Shape, place: Placement, look: Washer = Washer()) -> Part:
     """Draw a washer."""
-    u, v, angle = placed(rng, shape, place)
+    u, v, angle = part_coordinates(rng, shape, place)
     radius, count = pick(rng, look.radius), choose(rng, look.small_holes)
     distance = np.hypot(u, v)
     outline = distance - np.float32(radius)
@@ -147,7 +147,7 @@ class HexNut:
 
 def hex_nut(rng: np.random.Generator, shape: Shape, place: Placement, look: HexNut = HexNut()) -> Part:
     """Draw a nut."""
-    u, v, angle = placed(rng, shape, place)
+    u, v, angle = part_coordinates(rng, shape, place)
     apothem = pick(rng, look.apothem)
     bore = apothem * pick(rng, look.bore)
     distance = np.hypot(u, v)
@@ -188,7 +188,7 @@ class Screw:
 
 def screw(rng: np.random.Generator, shape: Shape, place: Placement, look: Screw = Screw()) -> Part:
     """Draw a screw."""
-    u, v, angle = placed(rng, shape, place)
+    u, v, angle = part_coordinates(rng, shape, place)
     length, shank, head = (pick(rng, r) for r in (look.length, look.shank, look.head))
     u = u + np.float32(length / 2)  # 0 at the head's face, `length` at the tip
     cone, tip = pick(rng, look.cone), pick(rng, look.tip)
@@ -215,27 +215,27 @@ def screw(rng: np.random.Generator, shape: Shape, place: Placement, look: Screw 
 
 @dataclass(frozen=True)
 class Capsule:
-    """Capsules, pills and rods, in one or two colours."""
+    """Capsules, pills and rods, in one or two colors."""
 
     length: Range = (0.3, 0.62)
     radius: Range = (0.12, 0.2)
     flatness: Range = (0.3, 1.0)
     split: Range = (-0.2, 0.6)
-    """Where the second colour begins, in half lengths; beyond 0.5 there is none."""
+    """Where the second color begins, in half lengths; beyond 0.5 there is none."""
     first: Finish = PLASTIC
-    second: Colour = Colour(saturation=(0.0, 0.8), value=(0.3, 0.95))
+    second: Color = Color(saturation=(0.0, 0.8), value=(0.3, 0.95))
 
 
 def capsule(rng: np.random.Generator, shape: Shape, place: Placement, look: Capsule = Capsule()) -> Part:
     """Draw a capsule."""
-    u, v, angle = placed(rng, shape, place)
+    u, v, angle = part_coordinates(rng, shape, place)
     half, radius = pick(rng, look.length) / 2, pick(rng, look.radius)
     outline = segment(u, v, half, radius)
     height = bevel(-outline, radius) * np.float32(pick(rng, look.flatness))
     split = pick(rng, look.split)
     other = fade(np.float32(split * half) - u, shape) if split < 0.5 else np.zeros(shape, np.float32)
     part = finished(rng, height + np.float32(0.003) * other, look.first, angle)
-    second = np.broadcast_to(pick_colour(rng, look.second), part.albedo.shape)
+    second = np.broadcast_to(pick_color(rng, look.second), part.albedo.shape)
     albedo = mixed(part.albedo, second, other)
     return Part(Surface(albedo, part.height, part.gloss, part.metal), fade(outline, shape))
 
@@ -250,25 +250,25 @@ class BottleMouth:
     rings: Range = (3.0, 7.0)
     ripple: Range = (0.15, 0.4)
     """Difference of brightness between rings."""
-    glass: Colour = Colour(saturation=(0.1, 0.6), value=(0.15, 0.55))
-    rim: Colour = Colour((0.02, 0.12), (0.3, 0.8), (0.5, 0.8))
-    inside: Colour = Colour(saturation=(0.0, 0.5), value=(0.03, 0.15))
+    glass: Color = Color(saturation=(0.1, 0.6), value=(0.15, 0.55))
+    rim: Color = Color((0.02, 0.12), (0.3, 0.8), (0.5, 0.8))
+    inside: Color = Color(saturation=(0.0, 0.5), value=(0.03, 0.15))
 
 
 def bottle_mouth(rng: np.random.Generator, shape: Shape, place: Placement, look: BottleMouth = BottleMouth()) -> Part:
     """Draw the mouth of a bottle."""
-    u, v, _ = placed(rng, shape, place)
+    u, v, _ = part_coordinates(rng, shape, place)
     radius = pick(rng, look.radius)
     mouth = radius * pick(rng, look.mouth)
     distance = np.hypot(u, v) + np.float32(0.002) * fractal_noise(rng, shape, 1.5)
     wall = (distance - np.float32(mouth)) / np.float32(radius - mouth)  # 0 inside, 1 outside
     wave = np.sin(wall * np.float32(2 * math.pi * pick(rng, look.rings)) + np.float32(rng.uniform(0, 0.4)))
     streaks = 0.12 * np.sin(3 * np.arctan2(v, u) + np.float32(rng.uniform(0, 0.3)))
-    albedo = tinted(pick_colour(rng, look.glass), np.float32(pick(rng, look.ripple)) * wave + streaks)
+    albedo = tinted(pick_color(rng, look.glass), np.float32(pick(rng, look.ripple)) * wave + streaks)
     line = smoothstep(0.07, 0.02, np.abs(wall - 0.42)) * (0.5 + 3 * streaks)
-    albedo = mixed(albedo, np.broadcast_to(pick_colour(rng, look.rim), albedo.shape), line)
+    albedo = mixed(albedo, np.broadcast_to(pick_color(rng, look.rim), albedo.shape), line)
     hollow = smoothstep(0.02, -0.04, wall)
-    glow = tinted(pick_colour(rng, look.inside), 0.3 * fractal_noise(rng, shape, 2.0))
+    glow = tinted(pick_color(rng, look.inside), 0.3 * fractal_noise(rng, shape, 2.0))
     height = bevel(np.float32(radius) - distance, 0.04) + np.float32(0.006) * wave * (1 - hollow)
     gloss = 0.35 * (1 - hollow)
     outline = distance - np.float32(radius)

@@ -14,9 +14,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from skpbas.datasets._light import Scene, fade
-from skpbas.datasets._noise import Field, Shape, fractal_noise, plane, smoothstep, turned
-from skpbas.datasets._ranges import Range, pick
+from skpbas.datasets.generated.light import Scene, fade
+from skpbas.datasets.generated.noise import Field, Shape, fractal_noise, plane, rotated, smoothstep
+from skpbas.datasets.generated.ranges import Range, pick
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,25 @@ class Damage:
     """Change of a scene's front."""
 
     opacity: Field
-    """(H, W): how far the colour is replaced by `paint`, in [0, 1]."""
+    """(H, W): how far the color is replaced by `paint`, in [0, 1]."""
     paint: Field
-    """(3,): the colour that replaces it."""
+    """(3,): the color that replaces it."""
     relief: Field
     """(H, W): added height, in shorter sides."""
     cut: Field
     """(H, W): share of the front that is gone, in [0, 1]."""
-    matt: float = 0.0
+    matte: float = 0.0
     """Loss of gloss where painted, in [0, 1]."""
 
 
-def damaged(scene: Scene, damage: Damage) -> Scene:
+def apply_damage(scene: Scene, damage: Damage) -> Scene:
     """Return the scene with its front repainted, raised and cut."""
     opacity = damage.opacity[..., None]
     front = replace(
         scene.front,
         albedo=scene.front.albedo + opacity * (damage.paint - scene.front.albedo),
         height=scene.front.height + damage.relief,
-        gloss=scene.front.gloss * (1 - damage.matt * damage.opacity),
+        gloss=scene.front.gloss * (1 - damage.matte * damage.opacity),
     )
     return replace(scene, front=front, coverage=scene.coverage * (1 - damage.cut))
 
@@ -71,13 +71,13 @@ class Spot:
 Draw = Callable[[np.random.Generator, Shape, Spot], Damage]
 
 
-def _paint_against(rng: np.random.Generator, tone: float) -> Field:
-    """Return a grey that stands out from the given brightness."""
+def contrasting_paint(rng: np.random.Generator, tone: float) -> Field:
+    """Return a gray that stands out from the given brightness."""
     bright = rng.random() < np.clip(1.15 - 1.3 * tone, 0.1, 0.9)
     return np.full(3, rng.uniform(0.8, 1.0) if bright else rng.uniform(0.0, 0.15), dtype=np.float32)
 
 
-def _line(rng: np.random.Generator, shape: Shape, spot: Spot, length: Range, bend: Range) -> tuple[Field, Field]:
+def curved_line(rng: np.random.Generator, shape: Shape, spot: Spot, length: Range, bend: Range) -> tuple[Field, Field]:
     """Return the distance across a curved line, and how far along it a pixel is (-1 to 1 on it)."""
     half = pick(rng, length) / 2 * min(spot.strength, 1.5)
     curve = np.float32(pick(rng, bend) * (1 if rng.random() < 0.5 else -1) / half)
@@ -89,17 +89,17 @@ def _line(rng: np.random.Generator, shape: Shape, spot: Spot, length: Range, ben
 
 def scratch(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
     """Draw a thin curved groove, bright or dark, that tapers to its ends."""
-    distance, along = _line(rng, shape, spot, (0.15, 0.5), (0.0, 0.25))
+    distance, along = curved_line(rng, shape, spot, (0.15, 0.5), (0.0, 0.25))
     width = max(pick(rng, (0.003, 0.008)) * spot.strength, 0.8 / min(shape))
     taper = np.maximum(1 - along**4, 0) * (0.75 + 0.25 * np.sin(along * np.float32(rng.uniform(3, 9))))
     profile = np.exp(-np.square(distance / np.float32(width))) * taper
     opacity = np.float32(min(pick(rng, (0.3, 0.8)) * spot.strength, 1)) * profile
     relief = -np.float32(0.4 * width) * profile
-    return Damage(opacity, _paint_against(rng, spot.tone), relief, np.zeros_like(profile))
+    return Damage(opacity, contrasting_paint(rng, spot.tone), relief, np.zeros_like(profile))
 
 
 def stain(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
-    """Draw a soft-edged discolouration: oil, rust, ink, water."""
+    """Draw a soft-edged discoloration: oil, rust, ink, water."""
     distance = _blob(rng, shape, spot, (0.05, 0.13), 0.35)
     soft = pick(rng, (0.015, 0.045))
     rim = np.exp(-np.square(distance / np.float32(soft))) * np.float32(pick(rng, (0.0, 0.5)))  # a dried edge
@@ -109,7 +109,7 @@ def stain(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
     warm = np.array([1.0, rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)], np.float32)
     tone = rng.uniform(0.05, 0.25) if spot.tone > 0.35 else rng.uniform(0.6, 0.9)
     zero = np.zeros_like(opacity)
-    return Damage(opacity, warm * np.float32(tone), zero, zero, matt=0.6)
+    return Damage(opacity, warm * np.float32(tone), zero, zero, matte=0.6)
 
 
 def dent(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
@@ -133,13 +133,13 @@ def missing(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
     cut = fade(distance, shape)
     ragged = np.exp(-np.square(np.maximum(distance, 0) / np.float32(0.012)))  # a torn, frayed border
     opacity = (np.float32(0.2) * ragged * (1 - cut)).astype(np.float32)
-    return Damage(opacity, _paint_against(rng, spot.tone), -np.float32(0.008) * ragged, cut)
+    return Damage(opacity, contrasting_paint(rng, spot.tone), -np.float32(0.008) * ragged, cut)
 
 
 def contamination(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
-    """Draw a foreign fibre or particle that lies on the product."""
+    """Draw a foreign fiber or particle that lies on the product."""
     if rng.random() < 0.55:
-        distance, along = _line(rng, shape, spot, (0.12, 0.35), (0.3, 1.1))
+        distance, along = curved_line(rng, shape, spot, (0.12, 0.35), (0.3, 1.1))
         width = max(pick(rng, (0.004, 0.008)) * spot.strength, 0.9 / min(shape))
         inside = smoothstep(1.0, 0.5, np.abs(distance) / np.float32(width))
         inside = inside * smoothstep(1.0, 0.97, np.abs(along))
@@ -148,8 +148,8 @@ def contamination(rng: np.random.Generator, shape: Shape, spot: Spot) -> Damage:
         distance = _blob(rng, shape, spot, (0.02, 0.05), 0.45)
         inside = fade(distance, shape)
         relief = inside * (np.float32(0.01) + np.minimum(-distance, 0.02) * np.float32(0.6))
-    colour = np.asarray(rng.uniform(0.0, 1.0, 3), dtype=np.float32)
-    paint = np.clip(0.75 * _paint_against(rng, spot.tone) + 0.25 * colour, 0, 1)
+    color = np.asarray(rng.uniform(0.0, 1.0, 3), dtype=np.float32)
+    paint = np.clip(0.75 * contrasting_paint(rng, spot.tone) + 0.25 * color, 0, 1)
     return Damage(np.float32(0.92) * inside, paint, relief, np.zeros_like(inside))
 
 
@@ -200,7 +200,7 @@ def draw_damage(rng: np.random.Generator, scene: Scene, defect: str, strength: f
     inner = (np.abs(x) < 0.9 * x.max()) & (np.abs(y) < 0.9 * y.max())
     on_front = np.flatnonzero((scene.coverage > 0.9) & inner)
     row, column = divmod(int(on_front[rng.integers(on_front.size)]), shape[1])
-    along, across = turned(x - x[0, column], y - y[row, 0], rng.uniform(0, 2 * math.pi))
+    along, across = rotated(x - x[0, column], y - y[row, 0], rng.uniform(0, 2 * math.pi))
     near = max(2, min(shape) // 20)
     around = np.s_[max(row - near, 0) : row + near + 1, max(column - near, 0) : column + near + 1]
     weight = scene.coverage[around]

@@ -9,12 +9,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from skpbas.datasets import _parts as parts
-from skpbas.datasets import _prints as prints
-from skpbas.datasets import _textures as textures
-from skpbas.datasets._light import Camera, Lighting, Scene, Surface, plain
-from skpbas.datasets._noise import Shape
-from skpbas.datasets._ranges import Colour, grey, narrow, pick, pick_colour
+from skpbas.datasets.generated import parts, prints, textures
+from skpbas.datasets.generated.light import Camera, Lighting, Scene, Surface, plain_surface
+from skpbas.datasets.generated.noise import Shape
+from skpbas.datasets.generated.ranges import Color, gray, narrow, pick, pick_color
 
 L = TypeVar("L", contravariant=True)
 
@@ -37,23 +35,23 @@ class Line:
     camera: Camera
 
 
-def _sheet(draw: _DrawSurface[L], look: L, under: Colour) -> Callable[[np.random.Generator, Shape], Scene]:
+def _sheet(draw: _DrawSurface[L], look: L, under: Color) -> Callable[[np.random.Generator, Shape], Scene]:
     """Return scenes filled by a material; `under` is seen where it is missing."""
 
     def scene(rng: np.random.Generator, shape: Shape) -> Scene:
-        back = plain(rng, shape, pick_colour(rng, under))
+        back = plain_surface(rng, shape, pick_color(rng, under))
         return Scene(draw(rng, shape, look), back, np.ones(shape, np.float32), thickness=0.02)
 
     return scene
 
 
 def _lying(
-    draw: _DrawPart[L], look: L, place: parts.Placement, table: Colour, thickness: float
+    draw: _DrawPart[L], look: L, place: parts.Placement, table: Color, thickness: float
 ) -> Callable[[np.random.Generator, Shape], Scene]:
     """Return scenes of a part that lies on a plain table."""
 
     def scene(rng: np.random.Generator, shape: Shape) -> Scene:
-        back = plain(rng, shape, pick_colour(rng, table), mottle=0.012)
+        back = plain_surface(rng, shape, pick_color(rng, table), mottle=0.012)
         part = draw(rng, shape, place, look)
         return Scene(part.surface, back, part.coverage, thickness)
 
@@ -61,21 +59,21 @@ def _lying(
 
 
 def _fabric(rng: np.random.Generator) -> Line:
-    first = Colour(saturation=(0.05, 0.55), value=(0.35, 0.8))
-    second = Colour((pick(rng, first.hue),) * 2, (0.05, 0.4), (0.4, 0.85))  # yarns of related colours
+    first = Color(saturation=(0.05, 0.55), value=(0.35, 0.8))
+    second = Color((pick(rng, first.hue),) * 2, (0.05, 0.4), (0.4, 0.85))  # yarns of related colors
     wide = textures.Weave(threads=(26.0, 55.0), angle=(-0.3, 0.3), warp=first, weft=second)
     look = narrow(rng, wide, 0.02)
-    return _line(rng, _sheet(textures.weave, look, narrow(rng, grey(0.05, 0.2))))
+    return _line(rng, _sheet(textures.weave, look, narrow(rng, gray(0.05, 0.2))))
 
 
 def _brushed_metal(rng: np.random.Generator) -> Line:
     look = narrow(rng, textures.BrushedMetal(), 0.03)
-    return _line(rng, _sheet(textures.brushed_metal, look, narrow(rng, grey(0.05, 0.15))))
+    return _line(rng, _sheet(textures.brushed_metal, look, narrow(rng, gray(0.05, 0.15))))
 
 
 def _wood(rng: np.random.Generator) -> Line:
     look = narrow(rng, textures.Wood(angle=(-0.15, 0.15), rings=(10.0, 24.0), depth=(0.2, 1.0)), 0.06)
-    torn = narrow(rng, Colour((0.08, 0.11), (0.4, 0.55), (0.8, 0.95)))
+    torn = narrow(rng, Color((0.08, 0.11), (0.4, 0.55), (0.8, 0.95)))
     return _line(rng, _sheet(textures.wood, look, torn))
 
 
@@ -83,20 +81,20 @@ def _hex_nut(rng: np.random.Generator) -> Line:
     finish = (parts.STEEL, parts.BRASS)[int(rng.integers(2))]
     look = narrow(rng, parts.HexNut(apothem=(0.3, 0.36), sides=(6,), finish=finish), 0.015)
     place = parts.Placement(shift=(-0.015, 0.015), angle=(-0.12, 0.12), scale=(0.995, 1.005))
-    table = narrow(rng, (grey(0.08, 0.2), grey(0.6, 0.85))[int(rng.integers(2))])
+    table = narrow(rng, (gray(0.08, 0.2), gray(0.6, 0.85))[int(rng.integers(2))])
     return _line(rng, _lying(parts.hex_nut, look, place, table, thickness=0.05))
 
 
 def _screw(rng: np.random.Generator) -> Line:
-    look = narrow(rng, parts.Screw(finish=replace(parts.STEEL, colour=grey(0.3, 0.55))), 0.015)
+    look = narrow(rng, parts.Screw(finish=replace(parts.STEEL, color=gray(0.3, 0.55))), 0.015)
     place = parts.Placement(shift=(-0.03, 0.03), scale=(0.99, 1.01))
-    return _line(rng, _lying(parts.screw, look, place, narrow(rng, grey(0.65, 0.85)), thickness=0.04))
+    return _line(rng, _lying(parts.screw, look, place, narrow(rng, gray(0.65, 0.85)), thickness=0.04))
 
 
 def _printed_board(rng: np.random.Generator) -> Line:
     look = replace(narrow(rng, prints.Board(), 0.02), layout=int(rng.integers(2**32)))
     look = replace(look, shift=prints.Board.shift, angle=prints.Board.angle)  # every board lies differently
-    bare = narrow(rng, Colour((0.1, 0.13), (0.3, 0.45), (0.5, 0.65)))
+    bare = narrow(rng, Color((0.1, 0.13), (0.3, 0.45), (0.5, 0.65)))
     return _line(rng, _sheet(prints.board, look, bare))
 
 

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skpbas.datasets._light import Surface
-from skpbas.datasets._noise import (
+from skpbas.datasets.generated.light import Surface
+from skpbas.datasets.generated.noise import (
     Field,
     Shape,
     fractal_noise,
     perlin_noise,
     plane,
+    rotated,
     smoothstep,
-    turned,
     white_noise,
     worley_noise,
 )
-from skpbas.datasets._ranges import Choices, Colour, Range, choose, grey, pick, pick_colour
+from skpbas.datasets.generated.ranges import Choices, Color, Range, choose, gray, pick, pick_color
 
 
-def tinted(colour: Field, tone: Field) -> Field:
-    """Return a colour made lighter (tone > 0) or darker at each pixel, (H, W, 3)."""
-    shaded: Field = colour * np.maximum(1 + tone, 0)[..., None]
+def tinted(color: Field, tone: Field) -> Field:
+    """Return a color made lighter (tone > 0) or darker at each pixel, (H, W, 3)."""
+    shaded: Field = color * np.maximum(1 + tone, 0)[..., None]
     return shaded
 
 
@@ -47,8 +47,8 @@ class Weave:
     period: Choices = (2, 2, 3, 4, 5)
     """2: plain weave; more: twill."""
     angle: Range = (-0.8, 0.8)
-    warp: Colour = Colour()
-    weft: Colour = Colour()
+    warp: Color = Color()
+    weft: Color = Color()
     relief: Range = (0.15, 0.5)
     """Thread height, in thread widths."""
     fuzz: Range = (0.03, 0.12)
@@ -61,7 +61,7 @@ class Weave:
 def weave(rng: np.random.Generator, shape: Shape, look: Weave = Weave()) -> Surface:
     """Draw a fabric."""
     count, period = pick(rng, look.threads), choose(rng, look.period)
-    u, v = turned(*plane(shape), pick(rng, look.angle))
+    u, v = rotated(*plane(shape), pick(rng, look.angle))
     bend = fractal_noise(rng, shape, 1.5, coarsest=0.3) * np.float32(pick(rng, look.wobble))
     shift = rng.uniform(0, 60, 2).astype(np.float32)
     u, v = u * np.float32(count) + bend + shift[0], v * np.float32(count) - bend + shift[1]
@@ -74,9 +74,9 @@ def weave(rng: np.random.Generator, shape: Shape, look: Weave = Weave()) -> Surf
     slub = white_noise(rng, (2, 256)) * np.float32(pick(rng, look.slub))
     tone = np.where(over, slub[0][thread[0] % 256], slub[1][thread[1] % 256])
     tone = tone + white_noise(rng, shape) * np.float32(pick(rng, look.fuzz)) + 0.6 * height - 0.45
-    colour = mixed(pick_colour(rng, look.weft), pick_colour(rng, look.warp), over.astype(np.float32))
+    color = mixed(pick_color(rng, look.weft), pick_color(rng, look.warp), over.astype(np.float32))
     relief = np.float32(pick(rng, look.relief) / count)
-    return Surface(tinted(colour, tone.astype(np.float32)), height * relief)
+    return Surface(tinted(color, tone.astype(np.float32)), height * relief)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class BrushedMetal:
     """Fall of the marks' strength with frequency."""
     contrast: Range = (0.03, 0.09)
     relief: Range = (1e-4, 4e-4)
-    colour: Colour = Colour((0.05, 0.65), (0.0, 0.12), (0.45, 0.75))
+    color: Color = Color((0.05, 0.65), (0.0, 0.12), (0.45, 0.75))
     sheen: Range = (0.05, 0.3)
     """Broad reflection of the lamp."""
     sheen_at: Range = (-0.6, 0.6)
@@ -103,17 +103,17 @@ def brushed_metal(rng: np.random.Generator, shape: Shape, look: BrushedMetal = B
         rng, shape, pick(rng, look.fineness), coarsest=0.2, stretch=pick(rng, look.length), angle=angle
     )
     cloud = fractal_noise(rng, shape, 1.2)
-    along, _ = turned(*plane(shape), angle)
+    along, _ = rotated(*plane(shape), angle)
     band = np.exp(-np.square((along - np.float32(pick(rng, look.sheen_at))) / np.float32(0.45)))
     tone = np.float32(pick(rng, look.contrast)) * (marks + 0.25 * cloud)
     tone = tone + np.float32(pick(rng, look.sheen)) * (band - 0.5)
-    albedo = tinted(pick_colour(rng, look.colour), tone)
+    albedo = tinted(pick_color(rng, look.color), tone)
     return Surface(albedo, marks * np.float32(pick(rng, look.relief)), gloss=0.15, metal=0.35)
 
 
 @dataclass(frozen=True)
 class Wood:
-    """Sawn wood: yearly rings cut at a slant, fibres, pores."""
+    """Sawn wood: yearly rings cut at a slant, fibers, pores."""
 
     angle: Range = (-1.6, 1.6)
     rings: Range = (8.0, 30.0)
@@ -127,14 +127,14 @@ class Wood:
     """Wander of the rings, in rings."""
     contrast: Range = (0.3, 0.9)
     pores: Range = (0.0, 0.5)
-    light: Colour = Colour((0.06, 0.11), (0.3, 0.6), (0.6, 0.88))
-    dark: Colour = Colour((0.03, 0.08), (0.45, 0.75), (0.3, 0.55))
+    light: Color = Color((0.06, 0.11), (0.3, 0.6), (0.6, 0.88))
+    dark: Color = Color((0.03, 0.08), (0.45, 0.75), (0.3, 0.55))
 
 
 def wood(rng: np.random.Generator, shape: Shape, look: Wood = Wood()) -> Surface:
     """Draw a plank."""
     angle, rings = pick(rng, look.angle), pick(rng, look.rings)
-    u, v = turned(*plane(shape), angle)
+    u, v = rotated(*plane(shape), angle)
     below = np.float32(pick(rng, look.depth)) + np.float32(pick(rng, look.slant)) * u
     radius = np.hypot(v - np.float32(pick(rng, look.offset)), below)
     wander = fractal_noise(rng, shape, 2.2, coarsest=0.6, stretch=8, angle=angle)
@@ -142,12 +142,12 @@ def wood(rng: np.random.Generator, shape: Shape, look: Wood = Wood()) -> Surface
     ring = ring + np.float32(rng.random())
     year = ring - np.floor(ring)
     late = year * year * smoothstep(1.0, 0.85, year)  # slow darkening, quick end
-    fibres = fractal_noise(rng, shape, 0.3, coarsest=0.1, stretch=25, angle=angle)
-    pores = smoothstep(1.6, 2.6, fibres) * np.float32(pick(rng, look.pores))
+    fibers = fractal_noise(rng, shape, 0.3, coarsest=0.1, stretch=25, angle=angle)
+    pores = smoothstep(1.6, 2.6, fibers) * np.float32(pick(rng, look.pores))
     share = np.clip(np.float32(pick(rng, look.contrast)) * (1.4 * late + 0.06 * wander) + 0.1, 0, 1)
-    albedo = mixed(pick_colour(rng, look.light), pick_colour(rng, look.dark), share)
-    tone = np.float32(0.035) * fibres - pores
-    return Surface(tinted(albedo, tone), fibres * np.float32(2e-4) - pores * np.float32(1e-3), gloss=0.03)
+    albedo = mixed(pick_color(rng, look.light), pick_color(rng, look.dark), share)
+    tone = np.float32(0.035) * fibers - pores
+    return Surface(tinted(albedo, tone), fibers * np.float32(2e-4) - pores * np.float32(1e-3), gloss=0.03)
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class Granite:
     light_share: Range = (0.3, 1.5)
     edge: Range = (0.15, 0.6)
     """Softness of the grains' borders."""
-    base: Colour = Colour(saturation=(0.02, 0.35), value=(0.35, 0.7))
-    dark: Colour = grey(0.08, 0.3)
-    light: Colour = grey(0.7, 0.95)
+    base: Color = Color(saturation=(0.02, 0.35), value=(0.35, 0.7))
+    dark: Color = gray(0.08, 0.3)
+    light: Color = gray(0.7, 0.95)
 
 
 def granite(rng: np.random.Generator, shape: Shape, look: Granite = Granite()) -> Surface:
@@ -171,9 +171,9 @@ def granite(rng: np.random.Generator, shape: Shape, look: Granite = Granite()) -
     grain, edge = pick(rng, look.grain), pick(rng, look.edge)
     first, second = (fractal_noise(rng, shape, 0.9, coarsest=size) for size in (grain, grain * 0.6))
     low, high = pick(rng, look.dark_share), pick(rng, look.light_share)
-    albedo = np.broadcast_to(pick_colour(rng, look.base), (*shape, 3))
-    albedo = mixed(albedo, pick_colour(rng, look.light), smoothstep(high, high + edge, second))
-    albedo = mixed(albedo, pick_colour(rng, look.dark), smoothstep(low, low + edge, first))
+    albedo = np.broadcast_to(pick_color(rng, look.base), (*shape, 3))
+    albedo = mixed(albedo, pick_color(rng, look.light), smoothstep(high, high + edge, second))
+    albedo = mixed(albedo, pick_color(rng, look.dark), smoothstep(low, low + edge, first))
     return Surface(tinted(albedo, 0.05 * white_noise(rng, shape)), first * np.float32(5e-5), gloss=0.1)
 
 
@@ -183,8 +183,8 @@ class Marble:
 
     veins: Range = (0.15, 0.6)
     sharpness: Range = (4.0, 14.0)
-    ground: Colour = Colour(saturation=(0.0, 0.3), value=(0.5, 0.95))
-    vein: Colour = Colour(saturation=(0.0, 0.5), value=(0.1, 0.5))
+    ground: Color = Color(saturation=(0.0, 0.3), value=(0.5, 0.95))
+    vein: Color = Color(saturation=(0.0, 0.5), value=(0.1, 0.5))
 
 
 def marble(rng: np.random.Generator, shape: Shape, look: Marble = Marble()) -> Surface:
@@ -192,7 +192,7 @@ def marble(rng: np.random.Generator, shape: Shape, look: Marble = Marble()) -> S
     cloud = fractal_noise(rng, shape, 1.6, coarsest=pick(rng, look.veins), stretch=2, angle=rng.uniform(0, 3))
     share = np.exp(-np.float32(pick(rng, look.sharpness)) * np.abs(cloud))
     share = share * smoothstep(-1.0, 1.5, fractal_noise(rng, shape, 1.2))
-    albedo = mixed(pick_colour(rng, look.ground), pick_colour(rng, look.vein), share)
+    albedo = mixed(pick_color(rng, look.ground), pick_color(rng, look.vein), share)
     return Surface(tinted(albedo, 0.03 * cloud), cloud * np.float32(1e-4), gloss=0.15)
 
 
@@ -204,7 +204,7 @@ class Leather:
     warp: Range = (0.1, 0.5)
     relief: Range = (0.1, 0.4)
     """Depth of the creases, in cells."""
-    colour: Colour = Colour((0.0, 0.12), (0.2, 0.7), (0.15, 0.6))
+    color: Color = Color((0.0, 0.12), (0.2, 0.7), (0.15, 0.6))
 
 
 def leather(rng: np.random.Generator, shape: Shape, look: Leather = Leather()) -> Surface:
@@ -213,7 +213,7 @@ def leather(rng: np.random.Generator, shape: Shape, look: Leather = Leather()) -
     nearest, second, tone = worley_noise(rng, shape, cells, pick(rng, look.warp))
     crease = smoothstep(0.0, 0.35, second - nearest)
     fine = fractal_noise(rng, shape, 0.6, coarsest=0.1)
-    albedo = tinted(pick_colour(rng, look.colour), 0.35 * crease - 0.3 + 0.08 * tone + 0.03 * fine)
+    albedo = tinted(pick_color(rng, look.color), 0.35 * crease - 0.3 + 0.08 * tone + 0.03 * fine)
     relief = np.float32(pick(rng, look.relief) / cells)
     return Surface(albedo, relief * (crease - 0.5 * nearest + 0.04 * fine), gloss=0.12)
 
@@ -226,7 +226,7 @@ class Foam:
     relief: Range = (-0.5, 0.5)
     """Height of a cell's middle, in cells; negative for pores."""
     variety: Range = (0.0, 0.3)
-    colour: Colour = Colour()
+    color: Color = Color()
 
 
 def foam(rng: np.random.Generator, shape: Shape, look: Foam = Foam()) -> Surface:
@@ -235,7 +235,7 @@ def foam(rng: np.random.Generator, shape: Shape, look: Foam = Foam()) -> Surface
     nearest, _, tone = worley_noise(rng, shape, cells)
     dome = np.maximum(1 - np.square(nearest * 1.4), 0)
     spread = np.float32(pick(rng, look.variety))
-    albedo = tinted(pick_colour(rng, look.colour), spread * (tone - 0.5) + 0.2 * dome - 0.1)
+    albedo = tinted(pick_color(rng, look.color), spread * (tone - 0.5) + 0.2 * dome - 0.1)
     return Surface(albedo, dome * np.float32(pick(rng, look.relief) / cells), gloss=0.08)
 
 
@@ -250,7 +250,7 @@ class Plaster:
     """Height of the bumps, in bumps."""
     mottle: Range = (0.0, 0.12)
     gloss: Range = (0.0, 0.25)
-    colour: Colour = Colour()
+    color: Color = Color()
 
 
 def plaster(rng: np.random.Generator, shape: Shape, look: Plaster = Plaster()) -> Surface:
@@ -258,19 +258,19 @@ def plaster(rng: np.random.Generator, shape: Shape, look: Plaster = Plaster()) -
     bumps = pick(rng, look.bumps)
     fine = fractal_noise(rng, shape, pick(rng, look.roughness))
     height = perlin_noise(rng, shape, bumps) + 0.3 * fine
-    albedo = tinted(pick_colour(rng, look.colour), np.float32(pick(rng, look.mottle)) * fine)
+    albedo = tinted(pick_color(rng, look.color), np.float32(pick(rng, look.mottle)) * fine)
     return Surface(albedo, height * np.float32(pick(rng, look.relief) / bumps), gloss=pick(rng, look.gloss))
 
 
 @dataclass(frozen=True)
 class Carpet:
-    """Short pile with flecks of a second colour."""
+    """Short pile with flecks of a second color."""
 
     tufts: Range = (30.0, 90.0)
     flecks: Range = (0.5, 2.5)
     """Threshold of the flecks, in standard deviations."""
-    colour: Colour = Colour(value=(0.2, 0.7))
-    fleck: Colour = Colour(value=(0.2, 0.9))
+    color: Color = Color(value=(0.2, 0.7))
+    fleck: Color = Color(value=(0.2, 0.9))
 
 
 def carpet(rng: np.random.Generator, shape: Shape, look: Carpet = Carpet()) -> Surface:
@@ -279,7 +279,7 @@ def carpet(rng: np.random.Generator, shape: Shape, look: Carpet = Carpet()) -> S
     pile = fractal_noise(rng, shape, 1.2, coarsest=2 * size, finest=size / 3)
     threshold = pick(rng, look.flecks)
     flecks = smoothstep(threshold, threshold + 0.5, fractal_noise(rng, shape, 1.0, coarsest=3 * size))
-    albedo = mixed(pick_colour(rng, look.colour), pick_colour(rng, look.fleck), flecks)
+    albedo = mixed(pick_color(rng, look.color), pick_color(rng, look.fleck), flecks)
     return Surface(tinted(albedo, 0.12 * pile), pile * np.float32(0.25 * size))
 
 
@@ -298,14 +298,14 @@ class Tiles:
     variety: Range = (0.0, 0.12)
     roundness: Range = (2.0, 12.0)
     """Corner shape: 2 round, 12 nearly square."""
-    tile: Colour = Colour(value=(0.3, 0.85))
-    joint: Colour = grey(0.15, 0.8)
+    tile: Color = Color(value=(0.3, 0.85))
+    joint: Color = gray(0.15, 0.8)
 
 
 def tiles(rng: np.random.Generator, shape: Shape, look: Tiles = Tiles()) -> Surface:
     """Draw a tiled surface."""
     columns, aspect = pick(rng, look.columns), pick(rng, look.aspect)
-    u, v = turned(*plane(shape), pick(rng, look.angle))
+    u, v = rotated(*plane(shape), pick(rng, look.angle))
     shift = rng.uniform(0, 40, 2).astype(np.float32)
     v = v * np.float32(columns * aspect) + shift[1]
     row = np.floor(v)
@@ -319,8 +319,8 @@ def tiles(rng: np.random.Generator, shape: Shape, look: Tiles = Tiles()) -> Surf
     tones = white_noise(rng, (64, 64)) * np.float32(pick(rng, look.variety))
     tone = tones[row.astype(np.int32) % 64, column.astype(np.int32) % 64]
     cloud = fractal_noise(rng, shape, 1.0)
-    tile = tinted(pick_colour(rng, look.tile), tone + 0.03 * cloud)
-    albedo = mixed(tinted(pick_colour(rng, look.joint), 0.08 * cloud), tile, inside)
+    tile = tinted(pick_color(rng, look.tile), tone + 0.03 * cloud)
+    albedo = mixed(tinted(pick_color(rng, look.joint), 0.08 * cloud), tile, inside)
     return Surface(albedo, inside * np.float32(0.03 / columns) + cloud * np.float32(1e-4), gloss=0.15)
 
 
@@ -334,8 +334,8 @@ class Mesh:
     angle: Range = (-0.8, 0.8)
     skew: Range = (1.2, 1.9)
     """Angle between the two sets of wires, radians."""
-    wire: Colour = grey(0.4, 0.8)
-    ground: Colour = Colour(value=(0.03, 0.25))
+    wire: Color = gray(0.4, 0.8)
+    ground: Color = Color(value=(0.03, 0.25))
 
 
 def mesh(rng: np.random.Generator, shape: Shape, look: Mesh = Mesh()) -> Surface:
@@ -345,7 +345,7 @@ def mesh(rng: np.random.Generator, shape: Shape, look: Mesh = Mesh()) -> Surface
     height = np.full(shape, -0.5, dtype=np.float32)
     numbers = []
     for turn in (angle, angle + pick(rng, look.skew)):
-        across, _ = turned(*plane(shape), turn)
+        across, _ = rotated(*plane(shape), turn)
         numbers.append(across * np.float32(wires) + np.float32(rng.uniform(0, 40)))
     for k, number in enumerate(numbers):
         offset = (number - np.rint(number)) / np.float32(thickness / 2)
@@ -353,8 +353,8 @@ def mesh(rng: np.random.Generator, shape: Shape, look: Mesh = Mesh()) -> Surface
         round_ = np.where(np.abs(offset) < 1, np.sqrt(np.maximum(1 - offset * offset, 0)), -9)
         height = np.maximum(height, round_ + np.float32(0.5) * lift)
     wire = smoothstep(-0.5, 0.2, height)
-    colour = tinted(pick_colour(rng, look.wire), 0.05 * fractal_noise(rng, shape, 0.5))
-    albedo = mixed(np.broadcast_to(pick_colour(rng, look.ground), colour.shape), colour, wire)
+    color = tinted(pick_color(rng, look.wire), 0.05 * fractal_noise(rng, shape, 0.5))
+    albedo = mixed(np.broadcast_to(pick_color(rng, look.ground), color.shape), color, wire)
     return Surface(albedo, height * np.float32(thickness / 2 / wires), gloss=0.3 * wire, metal=0.3)
 
 
@@ -368,17 +368,17 @@ class Ribs:
     """1: circles about a point near the middle."""
     relief: Range = (0.05, 0.35)
     metal: Range = (0.0, 0.8)
-    colour: Colour = Colour(saturation=(0.0, 0.5), value=(0.3, 0.8))
+    color: Color = Color(saturation=(0.0, 0.5), value=(0.3, 0.8))
 
 
 def ribs(rng: np.random.Generator, shape: Shape, look: Ribs = Ribs()) -> Surface:
     """Draw a ribbed surface."""
     count = pick(rng, look.count)
-    u, v = turned(*plane(shape), pick(rng, look.angle))
+    u, v = rotated(*plane(shape), pick(rng, look.angle))
     if choose(rng, look.rings):
         u = np.hypot(u - np.float32(rng.uniform(-0.3, 0.3)), v - np.float32(rng.uniform(-0.3, 0.3)))
     cloud = fractal_noise(rng, shape, 1.2)
     wave = np.sin(u * np.float32(2 * math.pi * count) + np.float32(rng.uniform(0, 6)) + 0.15 * cloud)
-    albedo = tinted(pick_colour(rng, look.colour), 0.04 * cloud + 0.05 * wave)
+    albedo = tinted(pick_color(rng, look.color), 0.04 * cloud + 0.05 * wave)
     relief = np.float32(pick(rng, look.relief) / (2 * math.pi * count))
     return Surface(albedo, relief * wave * 2, gloss=0.15, metal=pick(rng, look.metal))
