@@ -33,18 +33,19 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from skpbas import PBASDetector
-from skpbas._training import loop as _training
-from skpbas._training.exemplars import CORESET_POOL
-from skpbas._training.loop import TrainedHead, TrainingFeatures, TrainingSettings, new_net, new_objective
-from skpbas.core import objective as losses
-from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset, farthest_points
-from skpbas.core.devices import discriminator_arithmetic
+from skpbas._features.sampling import TrainingFeatures
+from skpbas._training.exemplars import POOL_SIZE
+from skpbas._training.loop import TrainedHead, new_net, new_objective
+from skpbas._training.settings import TrainingSettings
+from skpbas.core.coreset import Coreset, farthest_points
+from skpbas.core.devices import discriminator_precision
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.objective import PBASObjective, StepTerms
 from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
 from skpbas.metrics import image_auroc, pixel_metrics
 
+N_EXEMPLARS, N_DIRECTIONS = PBASDetector().n_exemplars, 128
 METRICS = ("image_auroc", "pixel_auroc", "pixel_pro")
 KEY = ("category", "seed", "training", "reading")
 FEATURE_PARAMETERS = ("image_size", "layers", "feature_dim")  # those among the levers' that change features
@@ -280,7 +281,7 @@ def logits_of_training(category: Features, detector: PBASDetector, lever: Traini
         losses.nearest_center = nearest
     assert head.discriminator is not None
     scorer = DiscriminatorScorer(features.aggregator, head.projector, head.discriminator)
-    scorer.precision = discriminator_arithmetic(settings.precision, features.device)
+    scorer.precision = discriminator_precision(settings.precision, features.device)
     grid = category.extractor.grid_shape
     of_training = torch.cat([scorer(parts) for parts, _ in features.parts_in_order(1)]).unflatten(1, grid)
     of_patches = average_around(of_training, 3)
@@ -294,10 +295,10 @@ def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: i
     dim = features.aggregator.feature_dim
     untrained = Projector(dim, torch.Generator()), Discriminator(dim, 1, torch.Generator())  # distances ask neither
     coreset = Coreset.of(
-        features.sample(CORESET_POOL), min(n_exemplars, len(features) * features.n_positions // 4), n_directions
+        features.sample(POOL_SIZE), min(n_exemplars, len(features) * features.n_positions // 4), n_directions
     )
     scorer = FusedScorer(features.aggregator, *untrained, coreset)
-    scorer.precision = discriminator_arithmetic("auto", features.device)
+    scorer.precision = discriminator_precision("auto", features.device)
     scorer.standardize(features.parts_in_order(1))
     return torch.cat([scorer.distances(parts) for parts in category.test_parts()]) / scorer.mean_distance
 

@@ -13,8 +13,8 @@ Generated images show how the package works; the article compares the three on r
 # Three detectors
 # ---------------
 #
-# ``patch_score="discriminator"`` is the article's score, and leaves the comparison to the discriminator, which the synthetic
-# anomalies teach. Without synthesis there is none, and a patch's score is its distance to the nearest centre.
+# ``patch_score="discriminator"`` is the paper's score, and leaves the comparison to the discriminator, which the
+# synthetic anomalies teach. Without synthesis there is none, and a patch's score is its distance to the nearest centre.
 
 from skpbas.datasets import make_inspection_images
 

@@ -398,8 +398,8 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         """Say of each pixel how anomalous it is.
 
         The patch scores, brought to the size of the network's input and smoothed (Eq. 12). With
-        ``patch_score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), where m is its mean in
-        the last epoch; a fused score such that 0.5 is the mean image score of the normal training images.
+        ``patch_score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), where m is its mean
+        in the last epoch; a fused score such that 0.5 is the mean image score of the normal training images.
 
         Parameters
         ----------

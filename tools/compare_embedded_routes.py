@@ -1,11 +1,11 @@
-"""Compare two ways to train the embedded backbone without a photograph, given the same steps on as many pictures.
+"""Compare two ways to train the embedded backbone on generated pictures, with equal numbers of steps and pictures.
 
     python tools/compare_embedded_routes.py --teacher-weights resnet18.pth
 
-"distilled": the maps are to be a pretrained ResNet18's (as in ``train_embedded_backbone.py``). "formula": no teacher;
-the network is to tell from the maps by which formula a picture was made: which material or part, which fractal, which
-spectrum of noise. Both networks are written as the package reads them, for
-``benchmarks/accuracy.py --backbone FILE.safetensors``.
+"distilled": the network learns to reproduce the feature maps of a pretrained ResNet18, as in
+``train_embedded_backbone.py``. "formula": without a teacher, the network learns to classify by which formula a picture
+was generated: which material or part, which fractal, or which noise spectrum. Both networks are written in the
+package's format, for ``benchmarks/accuracy.py --backbone FILE.safetensors``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from embedded_distillation import Distillation, TrainingSettings, new_network
-from embedded_pictures import coloured_noise, fractal, vary
-from embedded_pool import TAUGHT_LEVELS, Pool, PoolSettings, build_pool, normalise
+from distillation import Distillation, TrainingSettings, new_network
 from numpy.typing import NDArray
+from picture_pool import TAUGHT_LEVELS, Pool, PoolSettings, build_pool, normalize
+from pictures.training_pictures import colored_noise, fractal, vary
+from pictures.variety import (
+    PARTS,
+    SURFACES,
+    draw_ground,
+    scene_of_part,
+    scene_of_surface,
+    take_picture,
+)
 from torch import nn
 from tqdm import tqdm
 from train_embedded_backbone import export, write_atomically
 
 from skpbas.core.backbones.embedded import LEVELS, WIDTHS, EmbeddedBackbone
-from skpbas.datasets._variety import PARTS, SURFACES, draw_ground, scene_of_part, scene_of_surface, take_picture
 
 N_FRACTALS, N_NOISES = 200, 20
 N_MATERIALS = len(SURFACES) + len(PARTS)
@@ -40,9 +47,10 @@ logger = logging.getLogger("compare_embedded_routes")
 
 
 def formula_picture(seed: int, index: int, side: int) -> tuple[NDArray[np.uint8], int]:
-    """Return a picture (side, side, 3) and the number of its formula.
+    """Return a picture (side, side, 3), uint8, and the number of its formula.
 
-    The formula fixes the family and, for fractals and noise, its parameters; all else is drawn anew each time.
+    The formula determines the kind of material or part, or the parameters of a fractal or of noise. Everything else is
+    random.
     """
     rng = np.random.default_rng([seed, 2, index])
     kind = rng.choice(3, p=_KIND_SHARES)
@@ -61,7 +69,7 @@ def formula_picture(seed: int, index: int, side: int) -> tuple[NDArray[np.uint8]
     else:
         code = int(rng.integers(N_NOISES))
         formula = N_MATERIALS + N_FRACTALS + code
-        picture = coloured_noise(rng, side, power=0.3 + 1.9 * code / (N_NOISES - 1))
+        picture = colored_noise(rng, side, power=0.3 + 1.9 * code / (N_NOISES - 1))
     return vary(rng, picture), formula
 
 
@@ -71,7 +79,7 @@ def _pictures_of(seed: int, start: int, end: int, side: int) -> tuple[NDArray[np
 
 
 def formula_pool(seed: int, n_pictures: int, side: int, n_workers: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw the pictures (n, side, side, 3) and the numbers of their formulas (n,)."""
+    """Return pictures (n, side, side, 3), uint8, and the numbers of their formulas (n,)."""
     starts = range(0, n_pictures, 64)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n_workers, mp_context=context) as workers:
@@ -80,13 +88,13 @@ def formula_pool(seed: int, n_pictures: int, side: int, n_workers: int) -> tuple
     return np.concatenate([p for p, _ in parts]), np.concatenate([f for _, f in parts])
 
 
-class FormulaReader(nn.Module):
-    """The network with a classifier on the means and deviations of both taught levels.
+class FormulaClassifier(nn.Module):
+    """The network with a linear classifier on the channels' means and standard deviations in both taught levels.
 
     Parameters
     ----------
     seed : int
-        Source of the initial weights.
+        Seed of the initial weights.
     """
 
     def __init__(self, seed: int) -> None:
@@ -98,7 +106,7 @@ class FormulaReader(nn.Module):
             self.classifier = nn.Linear(2 * width, N_FORMULAS)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, formulas) for normalised images (B, 3, H, W)."""
+        """Return logits (B, N_FORMULAS) for normalized images (B, 3, H, W)."""
         levels = self.network(images)
         summaries = [level.mean((2, 3)) for level in levels] + [level.std((2, 3)) for level in levels]
         return self.classifier(torch.cat(summaries, dim=1))
@@ -107,11 +115,13 @@ class FormulaReader(nn.Module):
 def train_formula(
     pictures: NDArray[np.uint8], formulas: NDArray[np.int64], settings: TrainingSettings, device: torch.device
 ) -> EmbeddedBackbone:
-    """Train by the formulas' numbers; steps, batches and rates as in the distillation."""
-    reader = FormulaReader(settings.seed).to(device)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    rng, order, right = np.random.default_rng([settings.seed, 4]), np.empty(0, np.int64), 0.0
-    reader.train()
+    """Train as a classifier of formulas, with the steps, batches and learning rates of the distillation."""
+    classifier = FormulaClassifier(settings.seed).to(device)
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    rng, order, accuracy = np.random.default_rng([settings.seed, 4]), np.empty(0, np.int64), 0.0
+    classifier.train()
     with tqdm(total=settings.steps, desc="formula", unit="step") as bar:
         for step in range(settings.steps):
             if len(order) < settings.batch_size:
@@ -120,21 +130,21 @@ def train_formula(
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
             target = torch.from_numpy(formulas[rows]).to(device)
-            logits = reader(normalise(torch.from_numpy(pictures[rows]).to(device)))
+            logits = classifier(normalize(torch.from_numpy(pictures[rows]).to(device)))
             loss = F.cross_entropy(logits, target, label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
+            nn.utils.clip_grad_norm_(classifier.parameters(), 5.0)
             optimizer.step()
-            right += 0.02 * (float((logits.argmax(1) == target).float().mean()) - right)
+            accuracy += 0.02 * (float((logits.argmax(1) == target).float().mean()) - accuracy)
             bar.update()
-            bar.set_postfix(right=f"{right:.2f}", refresh=False)
-    logger.info("formulas told rightly in the last batches: %.2f of %d kinds", right, N_FORMULAS)
-    return reader.network
+            bar.set_postfix(accuracy=f"{accuracy:.2f}", refresh=False)
+    logger.info("training accuracy over the last batches: %.2f, for %d formulas", accuracy, N_FORMULAS)
+    return classifier.network
 
 
 def train_distilled(pool: PoolSettings, settings: TrainingSettings, device: torch.device) -> EmbeddedBackbone:
-    """Train by the teacher's maps."""
+    """Train to reproduce the teacher's feature maps."""
     build_pool(pool)
     distillation = Distillation(Pool(pool), settings, device)
     for _ in tqdm(range(settings.steps), desc="distilled", unit="step"):
@@ -143,11 +153,13 @@ def train_distilled(pool: PoolSettings, settings: TrainingSettings, device: torc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train both ways; write both networks."""
+    """Train in both ways and write both networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--work", type=Path, default=Path(".embedded-training") / "routes", help="folder of pictures and results")
-    add("--teacher-weights", default="imagenet", help='state dict of the teacher, or "imagenet": torchvision\'s')
+    add("--work", type=Path, default=Path(".embedded-training") / "routes", help="folder for the pool and the results")
+    add(
+        "--teacher-weights", default="imagenet", help='state dict of the teacher, or "imagenet" for that of torchvision'
+    )
     add("--steps", type=int, default=1500)
     add("--batch-size", type=int, default=8)
     add("--pictures", type=int, default=2048)

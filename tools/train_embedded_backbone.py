@@ -1,10 +1,11 @@
-"""Train the small backbone that is shipped in the package, from generated pictures alone.
+"""Train the small backbone that is part of the package, on generated pictures only.
 
     python tools/train_embedded_backbone.py
 
-First a pool of generated pictures is built, each with the teacher's maps of it (a ResNet18 pretrained on ImageNet);
-then the small network is trained to give the same maps. A killed run goes on where it was when the same command is
-given again, and ends with the same weights. Written are the weights, batch norms folded, and a model card.
+First, a pool of generated pictures is built, each with the feature maps of the teacher, a ResNet18 pretrained on
+ImageNet. Then the small network is trained to reproduce these feature maps. An interrupted run continues where it
+stopped when the same command is run again, and ends with the same weights. The results are the weights, with batch
+norms folded, and a model card.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from embedded_distillation import Distillation, TrainingSettings, held_out_scores, train
-from embedded_pool import TAUGHT_LEVELS, TEACHER, Pool, PoolSettings, build_pool, load_teacher
+from distillation import Distillation, TrainingSettings, held_out_scores, train
+from picture_pool import TAUGHT_LEVELS, TEACHER, Pool, PoolSettings, build_pool, load_teacher
 from safetensors.torch import save
 from torch import nn
 
@@ -33,30 +34,37 @@ _WEIGHTS = Path(embedded.__file__).with_name(embedded.WEIGHTS_FILE)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line's options."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output", type=Path, default=_WEIGHTS, help="weights file; the card is written beside it (.md)")
-    add("--work", type=Path, default=Path(".embedded-training"), help="folder of the pool and the checkpoint")
-    add("--teacher-weights", default="imagenet", help='state dict of the teacher, or "imagenet": torchvision\'s')
+    add("--output", type=Path, default=_WEIGHTS, help="weights file; the model card is written next to it (.md)")
+    add("--work", type=Path, default=Path(".embedded-training"), help="folder for the pool and the checkpoint")
+    add(
+        "--teacher-weights", default="imagenet", help='state dict of the teacher, or "imagenet" for that of torchvision'
+    )
     add("--steps", type=int, default=20_000)
     add("--batch-size", type=int, default=8)
     add("--learning-rate", type=float, default=4e-3)
     add("--weight-decay", type=float, default=0.01)
     add("--seed", type=int, default=0)
     add("--side", type=int, default=160, help="height and width of the pictures; a multiple of 16")
-    add("--shards", type=int, default=40, help="shards of pictures to train on; one more is held out")
-    add("--shard-size", type=int, default=256, help="pictures in a shard")
-    add("--device", default="auto", help='"auto": a GPU if there is one')
-    add("--threads", type=int, default=1, help="torch's threads; the weights depend on it in their last bits")
-    add("--workers", type=int, default=2, help="processes that build the pool")
-    add("--bf16", action="store_true", help="bfloat16 convolutions: faster where the processor has them")
-    add("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
+    add("--shards", type=int, default=40, help="number of shards to train on; one more is held out")
+    add("--shard-size", type=int, default=256, help="number of pictures per shard")
+    add("--device", default="auto", help='"auto" for a GPU if there is one')
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="number of torch's threads, which the weights depend on in their last bits",
+    )
+    add("--workers", type=int, default=2, help="number of processes that build the pool")
+    add("--bf16", action="store_true", help="bfloat16 arithmetic, which is faster on processors that support it")
+    add("--checkpoint-every", type=int, default=100, help="number of steps between checkpoints")
     options = parser.parse_args(arguments)
     if options.side % 16:
-        parser.error(f"--side {options.side} is no multiple of 16")
+        parser.error(f"--side {options.side} is not a multiple of 16")
     return options
 
 
@@ -69,7 +77,7 @@ def resolve_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def seconds_per_image(networks: Mapping[str, nn.Module], side: int = 256) -> dict[str, float]:
-    """Return the median time of one image, the networks in turn, so that they share what else the machine does."""
+    """Return each network's median time per image; they take turns, so that other load affects all of them."""
     image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(TIMING_ROUNDS):
@@ -82,7 +90,7 @@ def seconds_per_image(networks: Mapping[str, nn.Module], side: int = 256) -> dic
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file, or leave it as it is."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_bytes(content)
@@ -90,7 +98,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def model_card(options: argparse.Namespace, distillation: Distillation, size: int) -> str:
-    """Return what is to be known of the weights, as Markdown."""
+    """Return the model card of the weights, as Markdown."""
     network = shipped_form(distillation.network.cpu()).to(memory_format=torch.channels_last)
     times = seconds_per_image({"teacher": load_teacher(options.teacher_weights), "embedded": network})
     rows = [
@@ -107,21 +115,21 @@ def model_card(options: argparse.Namespace, distillation: Distillation, size: in
         "batch norms folded.",
         "",
         f"- Data: {pool.size} generated pictures of {options.side} x {options.side} pixels "
-        "(`tools/embedded_pictures.py`: materials and parts of `skpbas.datasets`, fractals, noise, collages and "
-        "mixtures); no photograph, and no image of any data set.",
+        "(`tools/pictures`: materials and parts, fractals, noise, collages and mixtures); no photograph, and no image "
+        "of any data set.",
         f"- Teacher: {TEACHER}, ImageNet weights (torchvision's IMAGENET1K_V1); its {' and '.join(TAUGHT_LEVELS)} "
-        "maps, after their ReLU, were the targets. The teacher itself was trained on ImageNet.",
+        "feature maps, after their ReLU, were the targets. The teacher itself was trained on ImageNet.",
         f"- Training: {settings.steps} steps of {settings.batch_size} pictures ({passes:.1f} passes), AdamW, learning "
         f"rate {settings.learning_rate:g}, weight decay {settings.weight_decay:g}, seed {settings.seed}, "
         f"{'bfloat16' if settings.bf16 else 'float32'} convolutions, {settings.n_threads} thread(s).",
         f"- Time in training steps: {distillation.seconds / 60:.0f} minutes on {distillation.device.type} "
-        f"({platform.machine()}), with whatever else the machine did.",
+        f"({platform.machine()}), including the effects of other load on the machine.",
         f"- One 256 x 256 image, median of interleaved runs on {torch.get_num_threads()} thread(s): teacher "
         f"{1e3 * times['teacher']:.1f} ms, embedded {1e3 * times['embedded']:.1f} ms "
         f"({times['teacher'] / times['embedded']:.1f} times the throughput).",
         "",
-        f"Agreement with the teacher on {pool.settings.shard_size} held-out pictures (variance explained, and cosine "
-        "of the vectors at a position less the teacher's mean):",
+        f"Agreement with the teacher on {pool.settings.shard_size} held-out pictures (fraction of the variance "
+        "explained, and mean cosine similarity of the feature vectors, centered at the teacher's mean):",
         "",
         "| level | explained | cosine |",
         "| --- | --- | --- |",
@@ -132,13 +140,13 @@ def model_card(options: argparse.Namespace, distillation: Distillation, size: in
 
 
 def export(network: EmbeddedBackbone) -> bytes:
-    """Return the shipped form of a trained network: folded, fp16, safetensors."""
+    """Return a trained network as shipped: batch norms folded, fp16, in safetensors format."""
     folded = shipped_form(network.cpu())
     return save({name: tensor.half().contiguous() for name, tensor in folded.state_dict().items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, or go on training; write the weights and the card."""
+    """Start or continue training; write the weights and the model card."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = resolve_device(options.device)
@@ -168,14 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint = options.work / "checkpoint.pt"
     if checkpoint.exists():
         distillation.resume(checkpoint)
-        logger.info("going on at step %d", distillation.step)
+        logger.info("continuing at step %d", distillation.step)
     train(distillation, checkpoint, options.checkpoint_every)
     weights = export(distillation.network)
     card = model_card(options, distillation, len(weights))
     write_atomically(options.output, weights)
     write_atomically(options.output.with_suffix(".md"), card.encode())
     logger.info("%s", card)
-    logger.info("wrote %s and its card", options.output)
+    logger.info("wrote %s and its model card", options.output)
     return 0
 
 

@@ -242,7 +242,7 @@ def _mvtec(folder: Path, split: Any) -> Any:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    from skpbas.datasets._layouts import IMAGE_SUFFIXES
+    from skpbas.datasets._loaders import IMAGE_SUFFIXES
 
     if not folder.is_dir():
         raise DatasetError(f"--data {folder}: no such folder")

@@ -1,8 +1,8 @@
 """Data sets: loaders of public inspection data sets on disk, and generated inspection images."""
 
-from skpbas.datasets._generate import DEFECT_TYPES, make_inspection_images
-from skpbas.datasets._kinds import INSPECTION_KINDS
-from skpbas.datasets._layouts import load_mpdd, load_mvtec, load_visa
+from skpbas.datasets._loaders import load_mpdd, load_mvtec, load_visa
+from skpbas.datasets.generated.inspection import DEFECT_TYPES, make_inspection_images
+from skpbas.datasets.generated.products import INSPECTION_KINDS
 
 __all__ = [
     "DEFECT_TYPES",

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from skpbas._inputs.images import _check_values, _from_pil, _name, _read, check_images
 from skpbas._inputs.parameters import draw_seed
-from skpbas.datasets._defects import Spot, _line, _paint_against
-from skpbas.datasets._noise import turned
+from skpbas.datasets.generated.defects import Spot, contrasting_paint, curved_line
+from skpbas.datasets.generated.noise import rotated
 from skpbas.errors import InvalidImageError, StorageError
 
 _ATTEMPTS = 40
@@ -231,12 +231,12 @@ def _scratch(rng: np.random.Generator, image: Pixels, tones: _Tones, extent: flo
     ground = image[window].astype(np.float32)
     dark, bright = max(tones.low - tones.contrast / 4, 0), min(tones.high + tones.contrast / 4, tones.white)
     tone = (float(ground.mean()) - dark) / (bright - dark)
-    distance, lengthwise = _line(rng, shape, Spot(along, across, tone, 1.0), (extent, extent), (0.0, 0.5))
+    distance, lengthwise = curved_line(rng, shape, Spot(along, across, tone, 1.0), (extent, extent), (0.0, 0.5))
     taper = np.maximum(1 - lengthwise**4, 0)
     opacity = np.exp(-np.square(distance / np.float32(width))) * taper
     mask = opacity > 0.2
     opacity = np.clip(opacity * np.float32(rng.uniform(0.4, 0.9) * strength), 0, 1)
-    paint = np.float32(dark + float(_paint_against(rng, tone)[0]) * (bright - dark))
+    paint = np.float32(dark + float(contrasting_paint(rng, tone)[0]) * (bright - dark))
     opacity = opacity if image.ndim == 2 else opacity[..., None]
     return _Patch(window, mask, ground + opacity * (paint - ground))
 
@@ -255,7 +255,7 @@ def _turned_window(
     )
     x = (np.arange(left, right) - center[1]).astype(np.float32)[None, :]
     y = (np.arange(top, bottom) - center[0]).astype(np.float32)[:, None]
-    along, across = turned(x, y, rng.uniform(0, 2 * np.pi))
+    along, across = rotated(x, y, rng.uniform(0, 2 * np.pi))
     return (slice(top, bottom), slice(left, right)), along, across
 
 

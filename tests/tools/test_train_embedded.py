@@ -1,4 +1,4 @@
-"""The training command of the embedded backbone: small runs of it, killed and resumed."""
+"""Small runs of the command that trains the embedded backbone, killed and resumed."""
 
 import os
 import subprocess
@@ -6,23 +6,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
+import distillation
 import pytest
 import torch
+import train_embedded_backbone
+from distillation import TrainingSettings
 from safetensors.torch import load_file
 
 from skpbas.core.backbones import build_backbone
 from skpbas.core.backbones.embedded import EmbeddedBackbone
 
-ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import embedded_distillation  # noqa: E402
-import train_embedded_backbone  # noqa: E402
-from embedded_distillation import TrainingSettings  # noqa: E402
-from embedded_pictures import training_picture  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 STEPS = 25
 
 
@@ -83,10 +77,10 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_killed_training_goes_on_and_ends_with_the_same_weights(teacher, uninterrupted, tmp_path):
+def test_killed_training_continues_and_ends_with_the_same_weights(teacher, uninterrupted, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
     process = subprocess.Popen(
-        [sys.executable, TOOLS / "train_embedded_backbone.py", *command(teacher, tmp_path)],
+        [sys.executable, ROOT / "tools" / "train_embedded_backbone.py", *command(teacher, tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
@@ -101,8 +95,8 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(teacher, uninter
     assert same(weights(tmp_path), weights(uninterrupted))
 
 
-def test_interrupted_between_checkpoints_ends_with_the_same_weights(teacher, uninterrupted, tmp_path, monkeypatch):
-    advance = embedded_distillation.Distillation.advance
+def test_training_interrupted_between_checkpoints_ends_the_same(teacher, uninterrupted, tmp_path, monkeypatch):
+    advance = distillation.Distillation.advance
 
     def interrupted(self):
         if self.step == 7:
@@ -110,7 +104,7 @@ def test_interrupted_between_checkpoints_ends_with_the_same_weights(teacher, uni
         return advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedded_distillation.Distillation, "advance", interrupted)
+        patch.setattr(distillation.Distillation, "advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_embedded_backbone.main(command(teacher, tmp_path))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
@@ -119,25 +113,25 @@ def test_interrupted_between_checkpoints_ends_with_the_same_weights(teacher, uni
     assert same(weights(tmp_path), weights(uninterrupted))
 
 
-def test_another_seed_gives_other_weights(teacher, uninterrupted, tmp_path):
+def test_another_seed_gives_different_weights(teacher, uninterrupted, tmp_path):
     train_embedded_backbone.main(command(teacher, tmp_path, seed=1))
     assert not same(weights(tmp_path), weights(uninterrupted))
 
 
-def test_weights_are_those_of_the_folded_network_in_fp16(uninterrupted):
+def test_written_weights_are_those_of_the_folded_network_in_fp16(uninterrupted):
     shapes = {name: value.shape for name, value in EmbeddedBackbone().state_dict().items()}
     assert {name: value.shape for name, value in weights(uninterrupted).items()} == shapes
     assert {value.dtype for value in weights(uninterrupted).values()} == {torch.float16}
 
 
-def test_card_names_data_teacher_steps_and_scores(uninterrupted):
+def test_the_model_card_names_data_teacher_steps_and_scores(uninterrupted):
     card = (uninterrupted / "embedded.md").read_text()
     for text in ("8 generated pictures", "resnet18", f"{STEPS} steps of 2", "minutes", "| layer2 |", "| layer3 |"):
         assert text in card
 
 
-def test_steps_may_be_changed_while_the_learning_rate_is_constant(teacher, uninterrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded_distillation.Distillation, "save", stop_after_saving(at=12))
+def test_the_number_of_steps_may_change_while_the_rate_is_constant(teacher, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation.Distillation, "save", stop_after_saving(at=12))
     with pytest.raises(KeyboardInterrupt):
         train_embedded_backbone.main(command(teacher, tmp_path, steps=10 * STEPS))
     monkeypatch.undo()
@@ -146,7 +140,7 @@ def test_steps_may_be_changed_while_the_learning_rate_is_constant(teacher, unint
 
 
 def stop_after_saving(at):
-    save = embedded_distillation.Distillation.save
+    save = distillation.Distillation.save
 
     def save_then_stop(self, path):
         save(self, path)
@@ -156,36 +150,21 @@ def stop_after_saving(at):
     return save_then_stop
 
 
-def test_checkpoint_of_other_settings_is_refused(teacher, uninterrupted, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(teacher, uninterrupted, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
-    with pytest.raises(ValueError, match=r"learning_rate=0\.004, now it is 0\.1; remove the file"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.004, but learning_rate is 0\.1 now; remove the file"):
         train_embedded_backbone.main(command(teacher, tmp_path, **{"learning-rate": 0.1}))
 
 
-def test_other_number_of_steps_is_refused_once_the_rate_has_begun_to_fall(teacher, uninterrupted, tmp_path):
+def test_another_number_of_steps_is_refused_after_the_learning_rate_started_to_fall(teacher, uninterrupted, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
-    with pytest.raises(ValueError, match=f"steps={STEPS}, now it is 2000"):
+    with pytest.raises(ValueError, match=f"steps={STEPS}, but steps is 2000 now"):
         train_embedded_backbone.main(command(teacher, tmp_path, steps=2000))
 
 
-def test_learning_rate_is_constant_then_falls_to_zero():
+def test_the_learning_rate_is_constant_then_falls_to_zero():
     settings = TrainingSettings(1000, 8, 0.1, 0.0, 0, False, 1)
     assert settings.rate(0) == pytest.approx(0.001)
     assert settings.rate(150) == settings.rate(settings.decay_start) == pytest.approx(0.1)
     assert settings.rate(850) == pytest.approx(0.05)
     assert settings.rate(999) < 0.001
-
-
-def test_pictures_depend_on_seed_and_index_alone():
-    pictures = [training_picture(seed, index, 48) for seed, index in ((0, 0), (0, 1), (1, 0), (0, 0))]
-    assert {p.shape for p in pictures} == {(48, 48, 3)}
-    assert np.array_equal(pictures[0], pictures[3])
-    assert not np.array_equal(pictures[0], pictures[1])
-    assert not np.array_equal(pictures[0], pictures[2])
-
-
-@pytest.mark.parametrize("index", range(60))
-def test_pictures_of_every_kind_are_drawn(index):
-    picture = training_picture(3, index, 40)
-    assert picture.dtype == np.uint8
-    assert picture.shape == (40, 40, 3)

@@ -1,7 +1,8 @@
-"""The pool: training pictures on disk, each with the teacher's maps of it.
+"""The picture pool: training pictures on disk, each with the teacher's feature maps.
 
-A shard is a folder of three .npy files. It depends on the seed, its number and the teacher alone, is written under
-another name and renamed when complete, and is never written twice: a killed build goes on where it was.
+A shard is a folder of three .npy files. Its content depends only on its number, the settings and the teacher. It is
+written under a temporary name and renamed when it is complete, and complete shards are kept, so that an interrupted
+build continues where it stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from embedded_pictures import training_picture
 from numpy.typing import NDArray
+from pictures.training_pictures import training_picture
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,25 +33,26 @@ _ARRAYS = ("pictures", *TAUGHT_LEVELS)
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """What the pool's content depends on, and how it is made.
+    """Settings that the content of the pool depends on, and how it is built.
 
     Parameters
     ----------
     folder : Path
-        Where the shards are kept, in a subfolder for these settings.
+        Folder of the shards, which are kept in a subfolder for these settings.
     seed : int
+        Seed of the pictures.
     side : int
-        Height and width of the pictures, pixels; a multiple of 16.
+        Height and width of the pictures, in pixels; a multiple of 16.
     shard_size : int
-        Pictures in a shard.
+        Number of pictures per shard.
     n_shards : int
-        Shards to train on; one more, number 0, is held out.
+        Number of shards to train on. One more, number 0, is held out.
     teacher_weights : str
-        "imagenet", or the path of a state dict.
+        "imagenet" or the path of a state dict.
     device : str
-        Where the teacher runs.
+        Device that the teacher runs on.
     n_workers : int
-        Processes that build shards.
+        Number of processes that build shards.
     """
 
     folder: Path
@@ -70,47 +72,47 @@ class PoolSettings:
         return self.folder / f"{teacher}-seed{self.seed}-side{self.side}x{self.shard_size}" / f"{number:05d}"
 
 
-def normalise(pictures: Tensor) -> Tensor:
-    """Return what backbones take, (B, 3, H, W) float32, for (B, H, W, 3) uint8 pictures."""
+def normalize(pictures: Tensor) -> Tensor:
+    """Return the input of a backbone, (B, 3, H, W) float32, for pictures (B, H, W, 3), uint8."""
     mean = torch.tensor(IMAGENET_MEAN, device=pictures.device)
     std = torch.tensor(IMAGENET_STD, device=pictures.device)
-    return ((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2)  # in memory, channels stay last
+    return ((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2)  # a view: in memory, channels stay last
 
 
 def load_teacher(weights: str) -> nn.Module:
-    """Return the frozen teacher, which gives the maps of the taught levels."""
+    """Return the frozen teacher, whose outputs are the feature maps of the taught levels."""
     teacher = build_backbone(TEACHER, weights, TAUGHT_LEVELS, torch.Generator().manual_seed(0))
     return teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
 def build_shard(settings: PoolSettings, number: int) -> None:
-    """Draw a shard's pictures, run the teacher over them, and write both."""
+    """Draw the pictures of a shard, compute the teacher's feature maps, and write both."""
     target = settings.shard(number)
     if target.is_dir():
         return
-    torch.set_num_threads(1)  # the shards are what runs in parallel
+    torch.set_num_threads(1)  # shards are built in parallel instead
     teacher = load_teacher(settings.teacher_weights).to(settings.device)
     first = number * settings.shard_size
     indices = range(first, first + settings.shard_size)
     pictures = np.stack([training_picture(settings.seed, i, settings.side) for i in indices])
-    maps: dict[str, list[Tensor]] = {level: [] for level in TAUGHT_LEVELS}
+    feature_maps: dict[str, list[Tensor]] = {level: [] for level in TAUGHT_LEVELS}
     with torch.no_grad():
         for batch in torch.from_numpy(pictures).to(settings.device).split(32):
-            for level, values in zip(TAUGHT_LEVELS, teacher(normalise(batch)), strict=True):
-                maps[level].append(values.half().permute(0, 2, 3, 1).cpu())
+            for level, values in zip(TAUGHT_LEVELS, teacher(normalize(batch)), strict=True):
+                feature_maps[level].append(values.half().permute(0, 2, 3, 1).cpu())
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     partial.mkdir(parents=True)
     np.save(partial / "pictures.npy", pictures)
-    for level, values in maps.items():
+    for level, values in feature_maps.items():
         np.save(partial / f"{level}.npy", torch.cat(values).contiguous().numpy())
     try:
         partial.rename(target)
-    except OSError:  # another process was faster, with the same content
+    except OSError:  # another process has written the same shard
         shutil.rmtree(partial)
 
 
 def build_pool(settings: PoolSettings) -> None:
-    """Build the shards that are not there yet."""
+    """Build the shards that do not exist yet."""
     missing = [number for number in range(settings.n_shards + 1) if not settings.shard(number).is_dir()]
     if not missing:
         return
@@ -128,12 +130,12 @@ def build_pool(settings: PoolSettings) -> None:
 
 
 class Pool:
-    """Batches of the pool's pictures and of the teacher's maps, in an order that depends on the seed alone.
+    """Batches of pictures and of the teacher's feature maps, in an order that depends on the seed alone.
 
     Parameters
     ----------
     settings : PoolSettings
-        Its shards must have been built.
+        Settings of a pool whose shards have been built.
     """
 
     def __init__(self, settings: PoolSettings) -> None:
@@ -146,7 +148,7 @@ class Pool:
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def batch(self, step: int, batch_size: int) -> dict[str, Tensor]:
-        """Return the batch of a step: pictures and levels, (B, H, W, C) each."""
+        """Return the batch of a training step: pictures and levels, (B, H, W, C) each."""
         per_epoch = self.size // batch_size
         epoch, place = divmod(step, per_epoch)
         if self._order[0] != epoch:
@@ -162,10 +164,10 @@ class Pool:
         }
 
     def held_out(self) -> dict[str, Tensor]:
-        """Return the pictures that are never trained on, with the teacher's maps."""
+        """Return the held-out pictures with the teacher's feature maps."""
         return {name: torch.from_numpy(np.array(values)) for name, values in self._shards[HELD_OUT_SHARD].items()}
 
-    def spread(self) -> Mapping[str, Tensor]:
-        """Return the deviation of each channel of the teacher's levels, (C,), over the first shard trained on."""
+    def standard_deviations(self) -> Mapping[str, Tensor]:
+        """Return the standard deviation (C,) of the channels of each level, over the first training shard."""
         values = {level: torch.from_numpy(np.array(self._shards[1][level])).float() for level in TAUGHT_LEVELS}
         return {level: v.flatten(0, 2).std(dim=0) for level, v in values.items()}

@@ -1,4 +1,4 @@
-"""Pictures of anything: every material and part, in any colour, light and focus."""
+"""Pictures of any material or part, in any color, light and focus."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from skpbas.datasets import _parts as parts
-from skpbas.datasets import _prints as prints
-from skpbas.datasets import _textures as textures
-from skpbas.datasets._light import (
+from pictures import labels, more_materials, more_parts
+from skpbas.datasets.generated import parts, prints, textures
+from skpbas.datasets.generated.light import (
     Camera,
     Lighting,
     Scene,
@@ -19,40 +18,40 @@ from skpbas.datasets._light import (
     draw_lamp,
     light_scene,
     photograph,
-    plain,
+    plain_surface,
 )
-from skpbas.datasets._noise import Shape
-from skpbas.datasets._ranges import Colour, pick_colour
+from skpbas.datasets.generated.noise import Shape
+from skpbas.datasets.generated.ranges import Color, pick_color
 
 SURFACES: tuple[Callable[[np.random.Generator, Shape], Surface], ...] = (
     textures.weave,
     textures.brushed_metal,
     textures.wood,
-    textures.granite,
-    textures.marble,
-    textures.leather,
-    textures.foam,
-    textures.plaster,
-    textures.carpet,
-    textures.tiles,
-    textures.mesh,
-    textures.ribs,
-    prints.label,
+    more_materials.granite,
+    more_materials.marble,
+    more_materials.leather,
+    more_materials.foam,
+    more_materials.plaster,
+    more_materials.carpet,
+    more_materials.tiles,
+    more_materials.mesh,
+    more_materials.ribs,
+    labels.label,
     prints.board,
 )
-"""Every material, each a function of (rng, shape)."""
+"""All materials, each a function of (rng, shape). The order is part of the pictures: they are drawn by index."""
 
-PartMaker = Callable[[np.random.Generator, Shape, parts.Placement], parts.Part]
+DrawPart = Callable[[np.random.Generator, Shape, parts.Placement], parts.Part]
 
-PARTS: tuple[PartMaker, ...] = (
-    parts.washer,
+PARTS: tuple[DrawPart, ...] = (
+    more_parts.washer,
     parts.hex_nut,
     parts.screw,
-    parts.capsule,
-    parts.bottle_mouth,
-    parts.button,
+    more_parts.capsule,
+    more_parts.bottle_mouth,
+    more_parts.button,
 )
-"""Every part, each a function of (rng, shape, place)."""
+"""All parts, each a function of (rng, shape, place). The order is part of the pictures, too."""
 
 _ANYWHERE = parts.Placement(shift=(-0.15, 0.15), scale=(0.5, 1.5))
 
@@ -63,20 +62,20 @@ def scene_of_surface(front: Surface, shape: Shape) -> Scene:
 
 
 def draw_ground(rng: np.random.Generator, shape: Shape) -> Surface:
-    """Draw what a part may lie on: a plain colour or any material."""
+    """Draw a background for a part: a uniform color or any material."""
     if rng.random() < 0.6:
-        return plain(rng, shape, pick_colour(rng, Colour(saturation=(0.0, 0.4), value=(0.05, 0.95))))
+        return plain_surface(rng, shape, pick_color(rng, Color(saturation=(0.0, 0.4), value=(0.05, 0.95))))
     return SURFACES[rng.integers(len(SURFACES))](rng, shape)
 
 
-def scene_of_part(rng: np.random.Generator, make_part: PartMaker, back: Surface, shape: Shape) -> Scene:
-    """Draw a part anywhere on a ground."""
-    part = make_part(rng, shape, _ANYWHERE)
+def scene_of_part(rng: np.random.Generator, draw_part: DrawPart, back: Surface, shape: Shape) -> Scene:
+    """Draw a part anywhere on a background."""
+    part = draw_part(rng, shape, _ANYWHERE)
     return Scene(part.surface, back, part.coverage, thickness=float(rng.uniform(0.01, 0.08)))
 
 
 def random_scene(rng: np.random.Generator, shape: Shape, part_share: float = 0.4) -> Scene:
-    """Draw any material, or (with probability `part_share`) any part on any ground."""
+    """Draw any material, or with probability `part_share` any part on any background."""
     if rng.random() >= part_share:
         return scene_of_surface(SURFACES[rng.integers(len(SURFACES))](rng, shape), shape)
     back = draw_ground(rng, shape)
@@ -84,22 +83,19 @@ def random_scene(rng: np.random.Generator, shape: Shape, part_share: float = 0.4
 
 
 def take_picture(rng: np.random.Generator, scene: Scene) -> NDArray[np.uint8]:
-    """Photograph a scene, (H, W, 3), in any light with any camera."""
+    """Photograph a scene with any lamp and camera; return the picture, (H, W, 3)."""
     lamp = draw_lamp(rng, Lighting())
-    camera = Camera(colour=bool(rng.random() > 0.2))
+    camera = Camera(color=bool(rng.random() > 0.2))
     return photograph(light_scene(scene, lamp), draw_exposure(rng, scene.coverage.shape, camera))
 
 
 def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray[np.uint8]:
     """Draw a picture of any material or part.
 
-    Made for training networks on as many different pictures as they can take; generated images are no
-    benchmark of accuracy on real parts.
-
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of all draws.
+        Generator to draw from.
     shape : (int, int), default=(256, 256)
         Height and width, pixels; 32 or more.
 
@@ -111,7 +107,7 @@ def random_image(rng: np.random.Generator, shape: Shape = (256, 256)) -> NDArray
     Examples
     --------
     >>> import numpy as np
-    >>> from skpbas.datasets._variety import random_image
+    >>> from pictures.variety import random_image
     >>> random_image(np.random.default_rng(0), (64, 96)).shape
     (64, 96, 3)
     """

@@ -1,4 +1,4 @@
-"""From a surface to a photograph: normals, light, highlights, shadow, lens and sensor."""
+"""From a surface to a photograph: normals, shading, highlights, shadow, lens and sensor."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from skpbas.datasets._noise import Field, Shape, fractal_noise, plane, smoothstep, turned, white_noise
-from skpbas.datasets._ranges import Colour, Range, pick, pick_colour
+from skpbas.datasets.generated.noise import Field, Shape, fractal_noise, plane, rotated, smoothstep, white_noise
+from skpbas.datasets.generated.ranges import Color, Range, pick, pick_color
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What light falls on."""
+    """A surface that light falls on."""
 
     albedo: Field
-    """(H, W, 3): colour under even light, in [0, 1]."""
+    """(H, W, 3): color under uniform light, in [0, 1]."""
     height: Field
-    """(H, W): towards the camera, in shorter sides."""
+    """(H, W): height toward the camera, in shorter sides."""
     gloss: Field | float = 0.0
     """Strength of the highlight, in [0, 1]."""
     metal: float = 0.0
-    """How much it mirrors its surroundings, in [0, 1]."""
+    """How strongly the surface reflects its surroundings, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A surface, or a part cut out of one, before what lies behind it."""
+    """A surface, or a part of limited outline, in front of a background."""
 
     front: Surface
     back: Surface
     coverage: Field
-    """(H, W): share of each pixel that shows the front, in [0, 1]."""
+    """(H, W): fraction of each pixel that shows the front, in [0, 1]."""
     thickness: float = 0.02
-    """Height of the front above the back, in shorter sides: the shadow's length."""
+    """Height of the front above the back, in shorter sides; determines the length of the shadow."""
 
 
 @dataclass(frozen=True)
 class Lighting:
-    """Ranges of lamps."""
+    """Ranges that a lamp is drawn from."""
 
     azimuth: Range = (0.0, 2 * math.pi)
-    """Where the light comes from, radians."""
+    """Direction that the light comes from, radians."""
     elevation: Range = (0.6, 1.2)
-    """Above the surface, radians."""
+    """Angle above the surface, radians."""
     ambient: Range = (0.25, 0.6)
-    """Share of light that comes from everywhere."""
+    """Fraction of the light that comes from all directions."""
     sharpness: Range = (10.0, 60.0)
     """Exponent of the highlight."""
     softness: Range = (0.01, 0.05)
-    """Blur of the shadow, in shorter sides."""
+    """Standard deviation of the shadow's blur, in shorter sides."""
     falloff: Range = (0.0, 0.15)
-    """Loss of light from one border to the other."""
+    """Relative loss of light from the border nearest to the lamp to the opposite one."""
     brightness: Range = (0.9, 1.1)
-    tint: Colour = Colour((0.05, 0.15), (0.0, 0.06), (1.0, 1.0))
+    tint: Color = Color((0.05, 0.15), (0.0, 0.06), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Lamp:
     sharpness: float
     softness: float
     falloff: float
-    colour: Field
+    color: Field
 
 
 def draw_lamp(rng: np.random.Generator, look: Lighting) -> Lamp:
@@ -82,15 +82,15 @@ def draw_lamp(rng: np.random.Generator, look: Lighting) -> Lamp:
         sharpness=pick(rng, look.sharpness),
         softness=pick(rng, look.softness),
         falloff=pick(rng, look.falloff),
-        colour=pick_colour(rng, look.tint) * np.float32(pick(rng, look.brightness)),
+        color=pick_color(rng, look.tint) * np.float32(pick(rng, look.brightness)),
     )
 
 
 def normals(height: Field) -> tuple[Field, Field, Field]:
-    """Return the unit normals (x, y, z) of a height map, each (H, W)."""
+    """Return the components x, y and z of the unit normals of a height map, each (H, W)."""
     scale = np.float32(min(height.shape) / 2)
     padded = np.pad(height, 1, mode="edge")
-    # steeper than this is an edge; finite differences say nothing there
+    # anything steeper is an edge, where finite differences are meaningless
     dx = np.clip((padded[1:-1, 2:] - padded[1:-1, :-2]) * scale, -4, 4)
     dy = np.clip((padded[2:, 1:-1] - padded[:-2, 1:-1]) * scale, -4, 4)
     z = 1 / np.sqrt(dx * dx + dy * dy + 1)
@@ -98,26 +98,26 @@ def normals(height: Field) -> tuple[Field, Field, Field]:
 
 
 def shade(surface: Surface, lamp: Lamp) -> Field:
-    """Return the light (H, W, 3) that a surface sends to a camera straight above it."""
+    """Return the light (H, W, 3) that a surface sends to a camera directly above it."""
     x, y, z = normals(surface.height)
     lx, ly, lz = (np.float32(t) for t in lamp.direction)
     lit = np.maximum(x * lx + y * ly + z * lz, 0)
-    diffuse = lamp.ambient * z + (1 - lamp.ambient) / lz * lit  # flat surfaces: about 1
+    diffuse = lamp.ambient * z + (1 - lamp.ambient) / lz * lit  # about 1 on a flat surface
     if surface.metal > 0:
-        mirror = 2 * z * (x * lx + y * ly)  # the mirrored ray's share of the lamp's direction
+        mirror = 2 * z * (x * lx + y * ly)  # component of the reflected ray in the lamp's direction
         room = 0.8 + 0.45 * np.sin(np.float32(3.2) * mirror + np.float32(0.4)) + 0.3 * mirror * mirror
         diffuse = diffuse + surface.metal * (room - diffuse)
-    shine = math.sqrt(2 + 2 * float(lz))  # length of light + view
+    shine = math.sqrt(2 + 2 * float(lz))  # length of the sum of light and view vectors
     facing = (x * lx + y * ly + z * (lz + 1)) / np.float32(shine)
     highlight = surface.gloss * np.exp(np.float32(lamp.sharpness) * (facing - 1))
-    light: Field = (surface.albedo * diffuse[..., None] + highlight[..., None]) * lamp.colour
+    light: Field = (surface.albedo * diffuse[..., None] + highlight[..., None]) * lamp.color
     return light
 
 
 def soft_shadow(coverage: Field, lamp: Lamp, thickness: float, strength: float = 0.55) -> Field:
-    """Return the share of light (H, W) left behind something of the given coverage and thickness."""
+    """Return the fraction of the light (H, W) that reaches the background behind a part."""
     height, width = coverage.shape
-    small = (max(width // 4, 8), max(height // 4, 8))  # a shadow has no fine detail
+    small = (max(width // 4, 8), max(height // 4, 8))  # a shadow has no fine details
     coarse = np.asarray(Image.fromarray(coverage).resize(small, Image.Resampling.BOX))
     reach = thickness / max(lamp.direction[2], 0.3)
     offset = [-lamp.direction[axis] * reach * min(small) for axis in (1, 0)]
@@ -129,38 +129,38 @@ def soft_shadow(coverage: Field, lamp: Lamp, thickness: float, strength: float =
 
 
 def light_scene(scene: Scene, lamp: Lamp) -> Field:
-    """Return the light (H, W, 3) of front, back and shadow, with the lamp's falloff."""
+    """Return the light (H, W, 3) of a whole scene: front, back and shadow, with the lamp's falloff."""
     light = shade(scene.front, lamp)
     if scene.coverage.min() < 1:
         behind = shade(scene.back, lamp)
         behind *= soft_shadow(scene.coverage, lamp, scene.thickness)[..., None]
         light = behind + scene.coverage[..., None] * (light - behind)
-    towards, _ = turned(*plane(scene.coverage.shape), math.atan2(lamp.direction[1], lamp.direction[0]))
-    return light * (1 + np.float32(lamp.falloff) * towards)[..., None]
+    toward, _ = rotated(*plane(scene.coverage.shape), math.atan2(lamp.direction[1], lamp.direction[0]))
+    return light * (1 + np.float32(lamp.falloff) * toward)[..., None]
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Ranges of cameras."""
+    """Ranges that a camera is drawn from."""
 
     blur: Range = (0.0, 0.24)
-    """Share of light that a pixel gives to each neighbour along a row or column."""
+    """Fraction of its light that a pixel passes to each neighbor along a row or column."""
     noise: Range = (0.004, 0.015)
-    """Standard deviation of the sensor's noise, of full scale."""
+    """Standard deviation of the sensor's noise, as a fraction of full scale."""
     vignette: Range = (0.0, 0.12)
-    """Loss of light in the corners."""
-    colour: bool = True
-    """False: a grey-scale camera."""
+    """Relative loss of light in the corners of a square image."""
+    color: bool = True
+    """False for a grayscale camera."""
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Everything random about one photograph, so that the same shot can be taken twice."""
+    """Everything random about one photograph, so that the same photograph can be taken twice."""
 
     blur: float
     gain: Field
     noise: Field
-    colour: bool
+    color: bool
 
 
 def draw_exposure(rng: np.random.Generator, shape: Shape, look: Camera) -> Exposure:
@@ -169,18 +169,18 @@ def draw_exposure(rng: np.random.Generator, shape: Shape, look: Camera) -> Expos
     return Exposure(
         blur=pick(rng, look.blur),
         gain=1 - np.float32(2 * pick(rng, look.vignette)) * (x * x + y * y),
-        noise=white_noise(rng, (*shape, 3 if look.colour else 1)) * np.float32(pick(rng, look.noise)),
-        colour=look.colour,
+        noise=white_noise(rng, (*shape, 3 if look.color else 1)) * np.float32(pick(rng, look.noise)),
+        color=look.color,
     )
 
 
 def photograph(light: Field, exposure: Exposure) -> NDArray[np.uint8]:
-    """Return the picture (H, W, 3), uint8, that a camera takes of some light."""
-    if not exposure.colour:
+    """Return the picture (H, W, 3), uint8, that a camera takes of light (H, W, 3)."""
+    if not exposure.color:
         light = np.repeat(light @ np.array([[0.3], [0.59], [0.11]], np.float32), 3, axis=2)
     seen = _soften(light, exposure.blur) * exposure.gain[..., None]
     seen = seen + exposure.noise * np.sqrt(np.clip(seen, 0.05, 1))  # shot noise
-    # highlights roll off instead of clipping
+    # compress highlights instead of clipping them
     seen = np.where(seen > 0.8, 0.8 + 0.2 * np.tanh((seen - 0.8) * 2.5), seen)
     picture: NDArray[np.uint8] = np.rint(np.clip(seen, 0, 1) * 255).astype(np.uint8)
     return picture
@@ -194,21 +194,21 @@ def _soften(light: Field, share: float) -> Field:
     return light
 
 
-def plain(rng: np.random.Generator, shape: Shape, colour: Field, mottle: float = 0.02) -> Surface:
-    """Return a dull, nearly even surface such as a table or a conveyor belt."""
+def plain_surface(rng: np.random.Generator, shape: Shape, color: Field, mottle: float = 0.02) -> Surface:
+    """Return a matte surface of almost uniform color, such as a table or a conveyor belt."""
     cloud = fractal_noise(rng, shape, 0.7)
-    albedo = colour * (1 + np.float32(mottle) * cloud)[..., None]
+    albedo = color * (1 + np.float32(mottle) * cloud)[..., None]
     return Surface(albedo.astype(np.float32), cloud * np.float32(0.0002))
 
 
 def bevel(depth: Field, edge: float) -> Field:
-    """Return a quarter-round rise: 0 at the border (depth 0), `edge` from that depth inwards."""
+    """Return the height of a rounded edge: 0 at the border (depth 0), `edge` where the depth is `edge` or more."""
     t = np.clip(depth / np.float32(edge), 0, 1)
     rise: Field = np.float32(edge) * np.sqrt(np.maximum(1 - np.square(1 - t), 0))
     return rise
 
 
 def fade(distance: Field, shape: Shape, width: float = 1.0) -> Field:
-    """Return coverage from a signed distance (negative inside), soft over `width` pixels."""
+    """Return the coverage in [0, 1] for a signed distance (negative inside), with borders `2 * width` pixels wide."""
     pixel = width / min(shape)
     return smoothstep(pixel, -pixel, distance)

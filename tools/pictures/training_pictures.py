@@ -1,4 +1,4 @@
-"""Training pictures of the embedded backbone: generated materials and parts, fractals, noise, and mixtures of them."""
+"""Training pictures: materials and parts, fractals, noise and collages, mixed and recolored."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from skpbas.datasets._variety import random_image
+from pictures.variety import random_image
 
 Picture = NDArray[np.float32]
 """(side, side, 3), RGB in [0, 1]."""
 
-FRACTAL_SHARE, NOISE_SHARE, COLLAGE_SHARE = 0.1, 0.05, 0.3  # the rest are plain generated pictures
-MIX_SHARE = 0.5
+FRACTAL_SHARE, NOISE_SHARE, COLLAGE_SHARE = 0.1, 0.05, 0.3  # the rest are materials and parts
+MIX_SHARE = 0.5  # of the pictures are mixed with a second one
 
 
 def training_picture(seed: int, index: int, side: int) -> NDArray[np.uint8]:
@@ -22,7 +22,7 @@ def training_picture(seed: int, index: int, side: int) -> NDArray[np.uint8]:
     Parameters
     ----------
     seed, index : int
-        The picture depends on these two alone.
+        Seed of the whole training set and number of the picture; the picture depends on nothing else.
     side : int
         Height and width, pixels.
 
@@ -31,33 +31,34 @@ def training_picture(seed: int, index: int, side: int) -> NDArray[np.uint8]:
     ndarray of shape (side, side, 3), uint8
     """
     rng = np.random.default_rng([seed, index])
-    picture = _source(rng, side)
+    picture = _any_picture(rng, side)
     if rng.random() < MIX_SHARE:
-        picture = _mix(rng, picture, _source(rng, side))
+        picture = _mix(rng, picture, _any_picture(rng, side))
     return vary(rng, picture)
 
 
 def vary(rng: np.random.Generator, picture: Picture) -> NDArray[np.uint8]:
-    """Turn and recolour a picture, blur it or add noise; return it as 8-bit pixels."""
-    picture = _turn(rng, picture)
-    picture = _recolour(rng, picture)
-    picture = _sensor(rng, picture)
+    """Rotate, mirror and recolor a picture at random, and blur it or add noise; return (side, side, 3), uint8."""
+    picture = _rotate(rng, picture)
+    picture = _recolor(rng, picture)
+    picture = _degrade(rng, picture)
     return np.uint8(np.clip(picture, 0, 1) * 255 + 0.5)
 
 
-def _source(rng: np.random.Generator, side: int) -> Picture:
+def _any_picture(rng: np.random.Generator, side: int) -> Picture:
+    """Return a picture of a random kind: a fractal, noise, a collage, or a material or part."""
     kind = rng.random()
     if kind < FRACTAL_SHARE:
         return fractal(rng, side, rng)
     if kind < FRACTAL_SHARE + NOISE_SHARE:
-        return coloured_noise(rng, side)
+        return colored_noise(rng, side)
     if kind < FRACTAL_SHARE + NOISE_SHARE + COLLAGE_SHARE:
         return _collage(rng, side)
-    return _generated(rng, side)
+    return _material_or_part(rng, side)
 
 
-def _generated(rng: np.random.Generator, side: int) -> Picture:
-    """Return a crop of a generated picture, at its own scale or another one."""
+def _material_or_part(rng: np.random.Generator, side: int) -> Picture:
+    """Return a crop of a picture of a material or part, resized in half of all cases."""
     drawn = max(int(side * rng.uniform(1.0, 1.5)), 32)
     image = Image.fromarray(random_image(rng, (drawn, drawn)))
     cut = side if rng.random() < 0.5 else int(rng.uniform(0.6, 1.0) * drawn)
@@ -72,37 +73,38 @@ def _generated(rng: np.random.Generator, side: int) -> Picture:
 def fractal(
     rng: np.random.Generator, side: int, formula: np.random.Generator, n_points: int = 400, n_rounds: int = 80
 ) -> Picture:
-    """Return the attractor of contractions drawn from ``formula`` (an iterated function system), on a smooth ground."""
+    """Return the attractor of an iterated function system drawn from ``formula``, on a smooth background."""
     n_maps = int(formula.integers(2, 6))
     matrices = formula.normal(size=(n_maps, 2, 2))
     matrices *= (formula.uniform(0.4, 0.9, n_maps) / np.linalg.norm(matrices, 2, axis=(1, 2)))[:, None, None]
     shifts = formula.uniform(-1, 1, (n_maps, 2))
     hues = rng.uniform(0, 1, (n_maps, 3))
-    points, colours = rng.uniform(-1, 1, (n_points, 2)), rng.uniform(0, 1, (n_points, 3))
+    points, colors = rng.uniform(-1, 1, (n_points, 2)), rng.uniform(0, 1, (n_points, 3))
     visited, inks = [], []
     for round_ in range(n_rounds):
         chosen = rng.integers(n_maps, size=n_points)
         points = np.einsum("nij,nj->ni", matrices[chosen], points) + shifts[chosen]
-        colours = (colours + hues[chosen]) / 2
+        colors = (colors + hues[chosen]) / 2
         if round_ >= 10:
             visited.append(points)
-            inks.append(colours)
+            inks.append(colors)
     where, ink = np.concatenate(visited), np.concatenate(inks)
     low, high = np.quantile(where, [0.01, 0.99], axis=0)
     pixels = ((where - low) / np.maximum(high - low, 1e-6) * (side - 1)).astype(int)
     inside = ((pixels >= 0) & (pixels < side)).all(axis=1)
-    picture = _smooth_ground(rng, side)
+    picture = _smooth_background(rng, side)
     picture[pixels[inside, 1], pixels[inside, 0]] = ink[inside]
     return np.float32(gaussian_filter(picture, (*[rng.uniform(0.0, 1.2)] * 2, 0)))
 
 
-def _smooth_ground(rng: np.random.Generator, side: int) -> Picture:
+def _smooth_background(rng: np.random.Generator, side: int) -> Picture:
+    """Return a color gradient."""
     small = np.uint8(rng.uniform(0, 255, (int(rng.integers(1, 4)), int(rng.integers(1, 4)), 3)))
     return np.array(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
 
 
-def coloured_noise(rng: np.random.Generator, side: int, power: float | None = None) -> Picture:
-    """Return noise whose spectrum falls with a power (None: any), its channels more or less alike."""
+def colored_noise(rng: np.random.Generator, side: int, power: float | None = None) -> Picture:
+    """Return noise whose amplitude falls with a power of frequency (None: a random one), with correlated channels."""
     rows, columns = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     stretch = np.exp(rng.normal(0, 0.5))
     frequency = np.sqrt((rows * stretch) ** 2 + columns**2)
@@ -117,8 +119,8 @@ def coloured_noise(rng: np.random.Generator, side: int, power: float | None = No
 
 
 def _collage(rng: np.random.Generator, side: int) -> Picture:
-    """Return pieces of two pictures and of plain colours, large ones below small ones."""
-    sheets = [Image.fromarray(np.uint8(np.clip(_generated(rng, side), 0, 1) * 255)) for _ in range(2)]
+    """Return a collage of pieces of two pictures and of uniform colors, with small pieces on top of large ones."""
+    sheets = [Image.fromarray(np.uint8(np.clip(_material_or_part(rng, side), 0, 1) * 255)) for _ in range(2)]
     canvas = sheets[0].copy()
     n_pieces = int(rng.integers(4, 40))
     for radius in sorted(side * rng.uniform(0.02, 0.12, n_pieces) / rng.uniform(0.15, 1.0, n_pieces), reverse=True):
@@ -128,12 +130,12 @@ def _collage(rng: np.random.Generator, side: int) -> Picture:
             sheet = sheets[rng.integers(2)].rotate(90 * int(rng.integers(4)))
             gain = float(rng.uniform(0.4, 1.6))
             filling = sheet.point([min(round(gain * v), 255) for v in range(256)] * 3)
-        canvas.paste(filling, mask=_outline(rng, side, float(radius)))
+        canvas.paste(filling, mask=_shape_mask(rng, side, float(radius)))
     return np.asarray(canvas, np.float32) / 255
 
 
-def _outline(rng: np.random.Generator, side: int, radius: float) -> Image.Image:
-    """Return the mask of an ellipse, a polygon or a bent line somewhere in the picture."""
+def _shape_mask(rng: np.random.Generator, side: int, radius: float) -> Image.Image:
+    """Return the mask of an ellipse, a polygon or a bent line at a random place in the picture."""
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
     x, y = rng.uniform(0, side, 2)
@@ -152,13 +154,13 @@ def _outline(rng: np.random.Generator, side: int, radius: float) -> Image.Image:
 
 
 def _mix(rng: np.random.Generator, first: Picture, second: Picture) -> Picture:
-    """Return the first picture with parts of the second: pasted shapes, blots, or all of it, seen through."""
+    """Return the first picture blended with the second: within shapes, within blotches or everywhere."""
     side = first.shape[0]
     kind = rng.random()
     if kind < 0.4:
         mask = np.zeros((side, side), np.float32)
         for _ in range(int(rng.integers(1, 6))):
-            shape = _outline(rng, side, float(side * np.exp(rng.uniform(np.log(0.01), np.log(0.3)))))
+            shape = _shape_mask(rng, side, float(side * np.exp(rng.uniform(np.log(0.01), np.log(0.3)))))
             mask = np.maximum(mask, np.asarray(shape, np.float32) / 255)
         mask *= rng.uniform(0.3, 1.0)
     elif kind < 0.7:
@@ -172,13 +174,15 @@ def _mix(rng: np.random.Generator, first: Picture, second: Picture) -> Picture:
     return np.float32(first * (1 - weight) + second * weight)
 
 
-def _turn(rng: np.random.Generator, picture: Picture) -> Picture:
+def _rotate(rng: np.random.Generator, picture: Picture) -> Picture:
+    """Mirror a picture or rotate it by multiples of 90 degrees, or neither."""
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     return np.rot90(picture, int(rng.choice([0, 0, 0, 1, 2, 3])))
 
 
-def _recolour(rng: np.random.Generator, picture: Picture) -> Picture:
+def _recolor(rng: np.random.Generator, picture: Picture) -> Picture:
+    """Change gamma, gain and offset, or make the picture gray, permute its channels or invert it."""
     if rng.random() < 0.6:
         picture = np.clip(picture, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.35)))
         picture = picture * np.float32(np.exp(rng.normal(0, 0.12, 3))) * np.float32(np.exp(rng.normal(0, 0.2)))
@@ -193,7 +197,8 @@ def _recolour(rng: np.random.Generator, picture: Picture) -> Picture:
     return picture
 
 
-def _sensor(rng: np.random.Generator, picture: Picture) -> Picture:
+def _degrade(rng: np.random.Generator, picture: Picture) -> Picture:
+    """Blur a picture or add noise, or neither."""
     chance = rng.random()
     if chance < 0.25:
         picture = gaussian_filter(picture, (*[float(rng.uniform(0.3, 2.0))] * 2, 0))

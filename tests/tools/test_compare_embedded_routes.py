@@ -1,19 +1,13 @@
-"""The comparison of two ways to train the embedded backbone: a small run of it."""
+"""A small run of the command that compares two ways to train the embedded backbone."""
 
-import sys
-from pathlib import Path
-
+import compare_embedded_routes
 import numpy as np
 import torch
+from compare_embedded_routes import N_FORMULAS, formula_picture
 from safetensors.torch import load_file
 
 from skpbas.core.backbones import build_backbone
 from skpbas.core.backbones.embedded import EmbeddedBackbone
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-import compare_embedded_routes
-from compare_embedded_routes import N_FORMULAS, formula_picture
 
 
 def test_both_routes_write_weights_that_the_package_can_read(tmp_path):

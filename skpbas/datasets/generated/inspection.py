@@ -1,4 +1,4 @@
-"""Generated inspection images: normal and defective ones of a consistent product, with exact masks."""
+"""Generated inspection images: normal and anomalous images of one product, with exact masks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.utils import Bunch
 
-from skpbas.datasets._defects import DEFECTS, Damage, damaged, draw_damage, footprint
-from skpbas.datasets._kinds import INSPECTION_KINDS, KINDS, Line
-from skpbas.datasets._light import draw_exposure, draw_lamp, light_scene, photograph
-from skpbas.datasets._noise import Shape
+from skpbas.datasets.generated.defects import DEFECTS, Damage, apply_damage, draw_damage, footprint
+from skpbas.datasets.generated.light import draw_exposure, draw_lamp, light_scene, photograph
+from skpbas.datasets.generated.noise import Shape
+from skpbas.datasets.generated.products import INSPECTION_KINDS, PRODUCTS, InspectionLine
 
 DEFECT_TYPES: tuple[str, ...] = tuple(DEFECTS)
-"""The defects that `make_inspection_images` can make."""
+"""The types of defect that `make_inspection_images` can generate."""
 
 _SMALLEST_SIDE = 32
-_VISIBLE = 4  # grey levels, of 255, by which a pixel has changed visibly
-_SMALLEST_AREA, _LARGEST_AREA = 3e-4, 0.25  # of a mask, as shares of the image
+_VISIBLE = 4  # smallest visible change of a pixel, in gray levels of 255
+_SMALLEST_AREA, _LARGEST_AREA = 3e-4, 0.25  # of a mask, as fractions of the image
 _ATTEMPTS = 40
 
-# Streams of random numbers: a product, its normal and its defective images, and the defects on these.
+# Random streams: of the product, of its normal and anomalous images, and of the defects.
 _PRODUCT, _NORMAL, _ANOMALOUS, _DEFECT = range(4)
 
 Picture = NDArray[np.uint8]
@@ -41,27 +41,27 @@ def make_inspection_images(
     size: int | tuple[int, int] = 256,
     random_state: int | np.random.RandomState | np.random.Generator | None = None,
 ) -> Bunch:
-    """Generate images of one product as an inspection camera would see it.
+    """Generate images of one product, as an inspection camera would see it.
 
-    All images show the same product under the same lamp and camera; position, grain, brightness and
-    sensor noise differ a little from image to image. Another `random_state` gives another product.
+    All images show the same product under the same lamp and camera. Position, grain, brightness and
+    sensor noise vary slightly from image to image. A different `random_state` gives a different product.
 
     Parameters
     ----------
     n_normal : int, default=32
-        Number of images without a defect, 0 or more. They come first.
+        Number of images without a defect, 0 or more.
     n_anomalous : int, default=8
         Number of images with one defect each, 0 or more.
     kind : str, default="hex_nut"
         The product, one of `INSPECTION_KINDS`: "fabric", "brushed_metal", "wood", "hex_nut", "screw"
         or "printed_board".
     defects : sequence of str, default=DEFECT_TYPES
-        The defects, in turn: any of "scratch", "stain", "dent", "missing" and "contamination".
+        Types of defect, used in turn: any of "scratch", "stain", "dent", "missing" and "contamination".
     size : int or (int, int), default=256
-        Side of the images, or height and width, pixels; 32 or more.
+        Height and width of the images, in pixels, 32 or more each. An int is used for both.
     random_state : int, RandomState, Generator or None, default=None
-        An int gives the same images every time, and image i does not depend on how many there are.
-        None gives new ones on every call. numpy's global stream is neither read nor moved.
+        An int gives the same images on every call, and each image is independent of the number of images.
+        None gives new images on every call. NumPy's global random state is neither used nor changed.
 
     Returns
     -------
@@ -73,24 +73,24 @@ def make_inspection_images(
         labels : ndarray of shape (n,), int64
             +1 normal, -1 anomalous.
         masks : ndarray of shape (n, H, W), bool
-            The pixels which the defect changed visibly, holes filled. Every other pixel is what it would
-            be without the defect.
+            The pixels that the defect changed visibly, with holes filled. All other pixels are the same as
+            without the defect.
         defect_types : list of str
-            "good" for normal images.
+            The type of defect of each image, "good" for normal images.
         kind : str
             As given.
 
     Raises
     ------
     TypeError
-        If a number is not a whole number, or `random_state` is of another type.
+        If a number is not an integer, `defects` is a string, or `random_state` has an unsupported type.
     ValueError
-        If a number is too small, or a kind or defect is unknown.
+        If a number is too small, `size` has a wrong length, or a kind or defect is unknown.
 
     Notes
     -----
-    Generated images show how the package works. They are no benchmark: accuracy on them says nothing
-    about accuracy on real parts.
+    Generated images are meant for tests and examples. They are not a benchmark: accuracy on them says
+    nothing about accuracy on real parts.
 
     Examples
     --------
@@ -111,31 +111,32 @@ def make_inspection_images(
     n = n_normal + n_anomalous
     images, masks = np.empty((n, *shape, 3), np.uint8), np.zeros((n, *shape), bool)
     types = ["good"] * n_normal + [defects[i % len(defects)] for i in range(n_anomalous)]
-    line = KINDS[kind](_stream(entropy, _PRODUCT))
+    line = PRODUCTS[kind](_stream(entropy, _PRODUCT))
     for i in range(n_normal):
-        images[i] = _Shot(line, shape, _stream(entropy, _NORMAL, i)).picture()
+        images[i] = Shot(line, shape, _stream(entropy, _NORMAL, i)).picture()
     for i, defect in enumerate(types[n_normal:]):
-        shot = _Shot(line, shape, _stream(entropy, _ANOMALOUS, i))
+        shot = Shot(line, shape, _stream(entropy, _ANOMALOUS, i))
         images[n_normal + i], masks[n_normal + i] = add_defect(shot, _stream(entropy, _DEFECT, i), defect)
     labels = np.repeat(np.array([1, -1], dtype=np.int64), [n_normal, n_anomalous])
     return Bunch(images=images, labels=labels, masks=masks, defect_types=types, kind=kind)
 
 
-class _Shot:
+class Shot:
     """One product under the camera: the same photograph can be taken with and without a defect."""
 
-    def __init__(self, line: Line, shape: Shape, rng: np.random.Generator) -> None:
-        self.scene = line.scene(rng, shape)
+    def __init__(self, line: InspectionLine, shape: Shape, rng: np.random.Generator) -> None:
+        self.scene = line.draw_scene(rng, shape)
         self._lamp = draw_lamp(rng, line.lighting)
         self._exposure = draw_exposure(rng, shape, line.camera)
 
     def picture(self, damage: Damage | None = None) -> Picture:
-        scene = self.scene if damage is None else damaged(self.scene, damage)
+        """Return the photograph (H, W, 3), with the given damage if any."""
+        scene = self.scene if damage is None else apply_damage(self.scene, damage)
         return photograph(light_scene(scene, self._lamp), self._exposure)
 
 
-def add_defect(shot: _Shot, rng: np.random.Generator, defect: str) -> tuple[Picture, Mask]:
-    """Return the picture of a product with a defect, and the pixels which the defect changed."""
+def add_defect(shot: Shot, rng: np.random.Generator, defect: str) -> tuple[Picture, Mask]:
+    """Return the picture (H, W, 3) of a product with a defect, and the mask (H, W) of the pixels that it changed."""
     clean, strength = shot.picture(), 1.0
     for _ in range(_ATTEMPTS):
         damage = draw_damage(rng, shot.scene, defect, strength)
@@ -143,12 +144,12 @@ def add_defect(shot: _Shot, rng: np.random.Generator, defect: str) -> tuple[Pict
         mask = _changed(clean, picture, damage)
         if _SMALLEST_AREA < mask.mean() < _LARGEST_AREA and mask.sum() >= 4:
             return np.where(mask[..., None], picture, clean), mask
-        strength *= 1.1  # it was hidden by the pattern, or fell into the dark: another place, a little worse
+        strength *= 1.1  # hidden by the pattern or in the dark: try another place, with a stronger defect
     raise RuntimeError(f"no visible {defect!r} in {_ATTEMPTS} attempts")
 
 
 def _changed(clean: Picture, picture: Picture, damage: Damage) -> Mask:
-    """Return the pixels that differ visibly within the defect's reach, gaps closed and specks dropped."""
+    """Return the visibly different pixels within the footprint of the damage, with gaps closed and specks removed."""
     difference = np.abs(clean.astype(np.int16) - picture).max(axis=2)
     changed = (difference >= _VISIBLE) & footprint(damage)
     mask = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(changed, 2), np.ones((3, 3))))
@@ -163,7 +164,7 @@ def _changed(clean: Picture, picture: Picture, damage: Damage) -> Mask:
 
 
 def _stream(entropy: list[int], *key: int) -> np.random.Generator:
-    """Return the generator of one image, whatever else is drawn."""
+    """Return a random generator that depends on its key alone, not on what else is drawn."""
     return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
 
 

@@ -1,4 +1,4 @@
-"""The loaders list what a data set's folders hold, and say what is wrong with folders that are not one."""
+"""The loaders list the images and masks of a data set, and explain what is wrong with an invalid folder."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from skpbas.datasets import load_mpdd, load_mvtec, load_visa
 from skpbas.errors import DatasetError
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "mvtec"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "mvtec"
 
 
 def touch(root, *paths):
@@ -20,7 +20,7 @@ def touch(root, *paths):
 
 @pytest.fixture
 def mvtec(tmp_path):
-    """A tiny category, with what real folders have between their images."""
+    """A tiny category, with the other files that real folders contain."""
     touch(
         tmp_path,
         *(f"cup/train/good/{name}" for name in ("10.png", "9.JPG", "2.Tiff", "Thumbs.db", ".2.png", "notes.txt")),
@@ -83,7 +83,7 @@ def test_test_images_come_with_labels_types_and_masks_found_by_stem(mvtec):
     assert all(path.is_file() for path in [*data.images, *filter(None, data.masks)])
 
 
-def test_names_that_differ_only_in_leading_zeros_keep_one_order(tmp_path):
+def test_names_that_differ_only_in_leading_zeros_have_a_fixed_order(tmp_path):
     touch(tmp_path, *(f"cup/train/good/{name}.png" for name in ("1", "01", "001", "a1", "A1", "1b")))
     first, again = (names(load_mvtec(tmp_path, "cup", "train")) for _ in range(2))
     assert first == again == ["001.png", "01.png", "1.png", "1b.png", "A1.png", "a1.png"]
@@ -95,7 +95,7 @@ def test_a_missing_mask_is_an_error_that_names_image_and_mask(mvtec):
         load_mvtec(mvtec, "cup", "test")
 
 
-def test_a_missing_mask_folder_is_said_to_be_missing(tmp_path):
+def test_a_missing_mask_folder_is_reported(tmp_path):
     touch(tmp_path, "cup/test/crack/0.png")
     with pytest.raises(DatasetError, match="there is no such folder"):
         load_mvtec(tmp_path, "cup", "test")
@@ -108,7 +108,7 @@ def test_an_unknown_category_lists_those_present(mvtec):
 
 
 @pytest.mark.parametrize("category", ["cup", ""])
-def test_the_category_folder_as_root_is_recognised(mvtec, category):
+def test_the_category_folder_as_root_is_recognized(mvtec, category):
     with pytest.raises(DatasetError, match=r"category's own folder.*and 'cup' as category"):
         load_mvtec(mvtec / "cup", category, "train")
 
@@ -149,7 +149,7 @@ def test_dataset_errors_are_file_not_found_errors(tmp_path):
         load_mvtec(tmp_path, "cup", "train")
 
 
-def test_visa_lists_what_the_split_file_says(visa):
+def test_visa_lists_the_images_of_the_split_file(visa):
     train, test = (load_visa(visa, "candle", split) for split in ("train", "test"))
     assert names(train) == ["2.JPG", "10.JPG"]
     assert train.masks == [None, None]
@@ -165,7 +165,7 @@ def test_visa_without_its_split_file_says_so(tmp_path):
         load_visa(tmp_path, "candle", "train")
 
 
-def test_visa_lists_the_objects_where_one_is_unknown(visa):
+def test_visa_lists_the_objects_if_one_is_unknown(visa):
     with pytest.raises(DatasetError, match=r"no train images of category 'soap'.*lists 'candle', 'fryum'"):
         load_visa(visa, "soap", "train")
 
@@ -185,13 +185,13 @@ def test_visa_names_missing_columns(tmp_path):
         ("candle,train,anomaly,candle/Anomaly/0.JPG,m.png", r"no mask .*Anomaly.0\.JPG: looked for 'm\.png'"),
     ],
 )
-def test_visa_names_a_row_that_does_not_hold(visa, row, message):
+def test_visa_errors_name_the_invalid_row(visa, row, message):
     write_table(visa, row)
     with pytest.raises(DatasetError, match=message):
         load_visa(visa, "candle", "train")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no real inspection images beside the project")
+@pytest.mark.skipif(not REAL.is_dir(), reason="there are no real inspection images next to the project")
 @pytest.mark.parametrize(("category", "train", "good", "bad"), [("bottle", 209, 20, 63), ("screw", 320, 41, 119)])
 def test_real_categories_have_their_published_counts(category, train, good, bad):
     assert len(load_mvtec(REAL, category, "train").images) == train

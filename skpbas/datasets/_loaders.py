@@ -1,4 +1,4 @@
-"""Loaders of public data sets by their folder layout: MVTec AD, MPDD and VisA."""
+"""Loaders for the folder layouts of public data sets: MVTec AD, MPDD and VisA."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 
 
 def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
-    """List the images and masks of a category of MVTec AD, or of any data set in its layout.
+    """List the images and masks of a category of MVTec AD, or of any data set in the same layout.
 
     The layout is ``<root>/<category>/train/good/*.png``, ``test/<good or defect>/*.png`` and
-    ``ground_truth/<defect>/<name>_mask.png``. Images may be png, jpg, jpeg, bmp, tif or tiff; other
-    files are ignored. Nothing is decoded.
+    ``ground_truth/<defect>/<name>_mask.png``. Images may be png, jpg, jpeg, bmp, tif or tiff files; other
+    files are ignored. No image is decoded.
 
     Parameters
     ----------
     root : path
-        Folder of the categories.
+        Folder that holds the categories.
     category : str
-        Name of a category, such as "bottle".
+        Name of the category, such as "bottle".
     split : {"train", "test"}, default="train"
         Normal images for training, or normal and anomalous ones for testing.
 
@@ -43,20 +43,20 @@ def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train")
         With the attributes
 
         images : list of Path
-            By folder, then in natural order of the names ("2.png" before "10.png").
+            Sorted by folder, then by name in natural order ("2.png" before "10.png").
         labels : ndarray of shape (n,), int64
             +1 normal, -1 anomalous.
         masks : list of Path or None
             None for normal images.
         defect_types : list of str
-            The folder's name; "good" for normal images.
+            The name of each image's folder, which is "good" for normal images.
         category, split : str
             As given.
 
     Raises
     ------
     DatasetError
-        If a folder, the images or a mask are not where the layout has them.
+        If a folder, the images or a mask are not where the layout expects them.
     ValueError
         If `split` is neither "train" nor "test".
 
@@ -76,9 +76,9 @@ def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train")
     """
     _check_split(split)
     folder = _category_folder(Path(root), category)
-    types = _subfolders(_existing(folder / split))
+    types = _subfolders(_require_folder(folder / split))
     if not types:
-        raise DatasetError(_unfound("folders of images, such as 'good'", folder / split))
+        raise DatasetError(_not_found("folders of images, such as 'good'", folder / split))
     listing = _Listing()
     for directory in types:
         images = _images(directory)
@@ -88,37 +88,37 @@ def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train")
             masks = _mask_finder(folder / "ground_truth" / directory.name)
             listing.extend((image, masks(image), directory.name) for image in images)
     if not listing.images:
-        raise DatasetError(_unfound("image files (png, jpg, jpeg, bmp, tif, tiff)", types[0]))
+        raise DatasetError(_not_found("image files (png, jpg, jpeg, bmp, tif, tiff)", types[0]))
     return listing.bunch(category, split)
 
 
 def load_mpdd(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
-    """List the images and masks of a category of MPDD, the metal parts defect data set.
+    """List the images and masks of a category of MPDD, the data set of metal part defects.
 
     Parameters
     ----------
     root : path
-        Folder of the categories, in the layout of MVTec AD.
+        Folder that holds the categories, in the layout of MVTec AD.
     category : str
-        Name of a category, such as "bracket_black".
+        Name of the category, such as "bracket_black".
     split : {"train", "test"}, default="train"
         Normal images for training, or normal and anomalous ones for testing.
 
     Returns
     -------
     Bunch
-        As from `load_mvtec`.
+        Attributes as returned by `load_mvtec`.
 
     Raises
     ------
     DatasetError
-        If a folder, the images or a mask are not where the layout has them.
+        If a folder, the images or a mask are not where the layout expects them.
     ValueError
         If `split` is neither "train" nor "test".
 
     See Also
     --------
-    load_mvtec : The same layout, described in full.
+    load_mvtec : Describes the layout in full.
 
     Examples
     --------
@@ -132,24 +132,24 @@ def load_mpdd(root: str | PathLike[str], category: str, split: Split = "train") 
 
 
 def load_visa(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
-    r"""List the images and masks of a category of VisA, by its one-class split file.
+    r"""List the images and masks of a category of VisA, according to its one-class split file.
 
     The layout is ``<root>/split_csv/1cls.csv`` with the columns object, split, label (normal or
-    anomaly), image and mask; the last two are paths relative to `root`. Nothing is decoded.
+    anomaly), image and mask; the last two are paths relative to `root`. No image is decoded.
 
     Parameters
     ----------
     root : path
         Folder that holds ``split_csv``.
     category : str
-        Name of an object, such as "candle".
+        Name of the object, such as "candle".
     split : {"train", "test"}, default="train"
         Normal images for training, or normal and anomalous ones for testing.
 
     Returns
     -------
     Bunch
-        As from `load_mvtec`; `defect_types` are "good" and "anomaly".
+        Attributes as returned by `load_mvtec`; `defect_types` are "good" and "anomaly".
 
     Raises
     ------
@@ -177,14 +177,14 @@ def load_visa(root: str | PathLike[str], category: str, split: Split = "train") 
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DatasetError(
-            f"{_unfound('split_csv/1cls.csv', root)}; "
+            f"{_not_found('split_csv/1cls.csv', root)}; "
             "give the folder that holds split_csv as root, or add the file (it comes with the VisA code)"
         )
     rows = _visa_rows(table)
     chosen = [row for row in rows if row["object"] == category and row["split"] == split]
     if not chosen:
-        present = sorted({row["object"] for row in rows if row["split"] == split}, key=_natural)
-        raise DatasetError(f"no {split} images of category {category!r} in {table}; it lists {_listed(present)}")
+        present = sorted({row["object"] for row in rows if row["split"] == split}, key=_natural_key)
+        raise DatasetError(f"no {split} images of category {category!r} in {table}; it lists {_quoted(present)}")
     listing = _Listing()
     listing.extend(_visa_entry(root, table, row) for row in chosen)
     return listing.bunch(category, split)
@@ -195,7 +195,7 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(lines)
         missing = [name for name in _VISA_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise DatasetError(f"no column {_listed(missing)} in {table}; it has {_listed(reader.fieldnames or ())}")
+            raise DatasetError(f"no column {_quoted(missing)} in {table}; it has {_quoted(reader.fieldnames or ())}")
         return [{name: (row[name] or "").strip() for name in _VISA_COLUMNS} for row in reader]
 
 
@@ -215,7 +215,7 @@ def _visa_entry(root: Path, table: Path, row: dict[str, str]) -> tuple[Path, Pat
 
 @dataclass
 class _Listing:
-    """Images as they are found."""
+    """Images with their masks and defect types, in the order in which they are found."""
 
     images: list[Path] = field(default_factory=list)
     masks: list[Path | None] = field(default_factory=list)
@@ -228,7 +228,7 @@ class _Listing:
             self.types.append(defect_type)
 
     def bunch(self, category: str, split: str) -> Bunch:
-        order = sorted(range(len(self.images)), key=lambda i: _natural_path(self.images[i]))
+        order = sorted(range(len(self.images)), key=lambda i: _natural_path_key(self.images[i]))
         types = [self.types[i] for i in order]
         return Bunch(
             images=[self.images[i] for i in order],
@@ -259,16 +259,16 @@ def _category_folder(root: Path, category: str) -> Path:
         )
     present = [f.name for f in _subfolders(root) if (f / "train").is_dir() or (f / "test").is_dir()]
     if present:
-        raise DatasetError(f"no category {category!r} in {root}; present are {_listed(present)}")
+        raise DatasetError(f"no category {category!r} in {root}; present are {_quoted(present)}")
     raise DatasetError(
-        f"{_unfound(f'category {category!r}', root)}; "
+        f"{_not_found(f'category {category!r}', root)}; "
         "root must be the folder that holds <category>/train/good and <category>/test"
     )
 
 
-def _existing(folder: Path) -> Path:
+def _require_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DatasetError(_unfound(f"folder {folder.name!r}", folder.parent))
+        raise DatasetError(_not_found(f"folder {folder.name!r}", folder.parent))
     return folder
 
 
@@ -278,7 +278,7 @@ def _mask_finder(folder: Path) -> _MaskFinder:
 
 @dataclass(frozen=True)
 class _MaskFinder:
-    """Finds an image's mask by its stem."""
+    """Finds the mask of an image by the stem of its file name."""
 
     folder: Path
     by_stem: dict[str, Path]
@@ -288,7 +288,7 @@ class _MaskFinder:
             if stem in self.by_stem:
                 return self.by_stem[stem]
         wanted = self.folder / f"{image.stem}_mask.png"
-        found = "the folder has " + _listed([p.name for p in self.by_stem.values()])
+        found = "the folder has " + _quoted([p.name for p in self.by_stem.values()])
         raise DatasetError(
             f"no mask for anomalous image {image}: looked for {wanted} "
             f"(or {image.stem}.png; any image suffix); "
@@ -301,22 +301,22 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted((path for path in _visible(folder) if path.is_dir()), key=_natural_path)
+    return sorted((path for path in _visible(folder) if path.is_dir()), key=_natural_path_key)
 
 
 def _images(folder: Path) -> list[Path]:
     files = (p for p in _visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return sorted(files, key=_natural_path)
+    return sorted(files, key=_natural_path_key)
 
 
-def _unfound(wanted: str, folder: Path) -> str:
+def _not_found(wanted: str, folder: Path) -> str:
     if not folder.is_dir():
         return f"no {wanted} in {folder}: there is no such folder"
-    names = sorted((path.name for path in _visible(folder)), key=_natural)
-    return f"no {wanted} in {folder}; it holds {_listed(names)}"
+    names = sorted((path.name for path in _visible(folder)), key=_natural_key)
+    return f"no {wanted} in {folder}; it holds {_quoted(names)}"
 
 
-def _listed(names: Iterable[str], most: int = 20) -> str:
+def _quoted(names: Iterable[str], most: int = 20) -> str:
     names = list(names)
     shown = ", ".join(map(repr, names[:most])) or "nothing"
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
@@ -325,11 +325,11 @@ def _listed(names: Iterable[str], most: int = 20) -> str:
 _Key = tuple[tuple[tuple[int, int, str], ...], str]
 
 
-def _natural(name: str) -> _Key:
-    """Order digits by their value; the name itself settles ties."""
+def _natural_key(name: str) -> _Key:
+    """Return a sort key that compares digits by their value, and the whole names in case of a tie."""
     pieces = re.findall(r"\d+|\D+", name)
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in pieces), name
 
 
-def _natural_path(path: Path) -> tuple[_Key, ...]:
-    return tuple(_natural(part) for part in path.parts)
+def _natural_path_key(path: Path) -> tuple[_Key, ...]:
+    return tuple(_natural_key(part) for part in path.parts)

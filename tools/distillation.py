@@ -1,4 +1,4 @@
-"""The training loop of the embedded backbone: its maps are to be the teacher's."""
+"""Distillation: the embedded backbone is trained to reproduce the teacher's feature maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from embedded_pool import TAUGHT_LEVELS, Pool, normalise
+from picture_pool import TAUGHT_LEVELS, Pool, normalize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,26 +17,27 @@ from skpbas.core.backbones.embedded import EmbeddedBackbone, shipped_form
 
 WARM_UP_STEPS = 100
 DECAY_SHARE = 0.3
-"""The learning rate is constant, then falls to zero over this share of the steps."""
+"""Fraction of the steps at the end over which the learning rate falls to zero; before, it is constant."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the trained weights depend on, besides the pool.
+    """Settings that the trained weights depend on, besides those of the pool.
 
     Parameters
     ----------
     steps : int
-        Optimisation steps.
+        Number of training steps.
     batch_size : int
-        Pictures a step.
+        Pictures per step.
     learning_rate, weight_decay : float
-        AdamW's.
+        Of AdamW.
     seed : int
+        Seed of the initial weights.
     bf16 : bool
-        bfloat16 arithmetic in the network's convolutions.
+        Whether the network runs in bfloat16 (autocast).
     n_threads : int
-        Of torch; sums depend on it in their last bits.
+        Number of torch's threads, which sums depend on in their last bits.
     """
 
     steps: int
@@ -49,7 +50,7 @@ class TrainingSettings:
 
     @property
     def decay_start(self) -> int:
-        """The step from which on the learning rate falls."""
+        """The step at which the learning rate starts to fall."""
         return self.steps - round(DECAY_SHARE * self.steps)
 
     def rate(self, step: int) -> float:
@@ -60,32 +61,35 @@ class TrainingSettings:
 
 
 class Distillation:
-    """A network in training, with all that its continuation depends on.
+    """A network in training, with everything that is needed to continue.
 
     Parameters
     ----------
     pool : Pool
+        Pictures and feature maps to train on.
     settings : TrainingSettings
+        Steps, batch size, learning rate and so on.
     device : torch.device
+        Device to train on.
 
     Attributes
     ----------
     network : EmbeddedBackbone
-        With batch norms.
+        The network, with batch norms.
     step : int
-        Steps done.
+        Number of steps done.
     seconds : float
-        Time spent in steps.
+        Time spent in training steps.
     """
 
     def __init__(self, pool: Pool, settings: TrainingSettings, device: torch.device) -> None:
         self.pool, self.settings, self.device = pool, settings, device
         self.network = new_network(settings.seed).to(device)
         self.step, self.seconds = 0, 0.0
-        # a fraction of every channel's own deviation and of the level's, so that no faint channel weighs too much
+        # averaged with the level's mean variance, so that channels of small variance get no excessive weight
         self._scales = {
-            level: ((spread.square() + spread.square().mean()) / 2).sqrt().to(device)
-            for level, spread in pool.spread().items()
+            level: ((std.square() + std.square().mean()) / 2).sqrt().to(device)
+            for level, std in pool.standard_deviations().items()
         }
         decaying = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -93,8 +97,8 @@ class Distillation:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean squared difference from the teacher's maps, in units of their spread."""
-        images = normalise(batch["pictures"].to(self.device))
+        """Return the mean squared difference from the teacher's feature maps, relative to their variance."""
+        images = normalize(batch["pictures"].to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
             levels = self.network(images)
         loss = images.new_zeros(())
@@ -104,7 +108,7 @@ class Distillation:
         return loss
 
     def advance(self) -> float:
-        """Do one step; return its loss."""
+        """Run one training step and return its loss."""
         started = time.perf_counter()
         self.network.train()
         for group in self.optimizer.param_groups:
@@ -119,7 +123,7 @@ class Distillation:
         return float(loss.detach())
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint: complete or not at all."""
+        """Write a checkpoint atomically."""
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
         torch.save(
             {
@@ -135,13 +139,13 @@ class Distillation:
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises
         ------
         ValueError
-            It belongs to another training. Another number of steps is allowed as long as the learning rate had not
-            begun to fall under either.
+            The checkpoint was written with other settings. A different number of steps is allowed as long as the
+            learning rate has not started to fall with either number.
         """
         saved = torch.load(path, map_location=self.device, weights_only=True)
         before, now = saved["settings"] | {"pool_size": saved["pool_size"]}, asdict(self.settings)
@@ -152,8 +156,8 @@ class Distillation:
         for name, value in now.items():
             if before[name] != value and not (name == "steps" and still_constant):
                 raise ValueError(
-                    f"{path} was written with {name}={before[name]!r}, now it is {value!r}; "
-                    "remove the file to start anew, or name another folder with --work"
+                    f"{path} was written with {name}={before[name]!r}, but {name} is {value!r} now; "
+                    "remove the file to start over, or give another folder with --work"
                 )
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -161,16 +165,16 @@ class Distillation:
 
 
 def new_network(seed: int) -> EmbeddedBackbone:
-    """Return the network for training, with random weights that depend on the seed alone."""
+    """Return a network for training, with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EmbeddedBackbone(TAUGHT_LEVELS, batch_norm=True).to(memory_format=torch.channels_last)
 
 
 def train(distillation: Distillation, checkpoint: Path, checkpoint_every: int) -> None:
-    """Run the steps that are left, with a progress bar and periodic checkpoints.
+    """Run the remaining steps, with a progress bar and periodic checkpoints.
 
-    The caller has set torch's threads and its deterministic algorithms.
+    The caller must have set the number of torch's threads and deterministic algorithms.
     """
     settings = distillation.settings
     smooth = None
@@ -186,30 +190,31 @@ def train(distillation: Distillation, checkpoint: Path, checkpoint_every: int) -
 
 @torch.no_grad()
 def held_out_scores(pool: Pool, network: EmbeddedBackbone) -> dict[str, dict[str, float]]:
-    """Return, for each taught level, how much of the teacher's variance the folded network's maps explain.
+    """Return how well the folded network reproduces the teacher on the held-out pictures.
 
     Parameters
     ----------
     pool : Pool
-        Its held-out pictures are used.
+        Pool with the held-out pictures.
     network : EmbeddedBackbone
-        With batch norms.
+        The network, with batch norms.
 
     Returns
     -------
     dict of dict
-        By level: ``explained``, of the variance over all channels together, and ``cosine``, the mean similarity of
-        the two networks' vectors at a position, each less the teacher's mean.
+        For each taught level ``explained``, the fraction of the teacher's variance that is explained, over all
+        channels, and ``cosine``, the mean cosine similarity of the two networks' feature vectors, both centered at
+        the teacher's mean.
     """
     batch = pool.held_out()
     folded = shipped_form(network.cpu()).to(memory_format=torch.channels_last)
-    parts = [folded(normalise(pictures)) for pictures in batch["pictures"].split(32)]
+    parts = [folded(normalize(pictures)) for pictures in batch["pictures"].split(32)]
     scores = {}
     for number, level in enumerate(TAUGHT_LEVELS):
-        mine = torch.cat([part[number] for part in parts]).permute(0, 2, 3, 1).flatten(0, 2).double()
+        student = torch.cat([part[number] for part in parts]).permute(0, 2, 3, 1).flatten(0, 2).double()
         teacher = batch[level].flatten(0, 2).double()
         mean = teacher.mean(dim=0)
-        explained = 1 - (mine - teacher).square().sum() / (teacher - mean).square().sum()
-        cosine = torch.cosine_similarity(mine - mean, teacher - mean, dim=1).mean()
+        explained = 1 - (student - teacher).square().sum() / (teacher - mean).square().sum()
+        cosine = torch.cosine_similarity(student - mean, teacher - mean, dim=1).mean()
         scores[level] = {"explained": float(explained), "cosine": float(cosine)}
     return scores
