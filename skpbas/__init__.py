@@ -9,12 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skpbas import calibration, datasets, metrics, model_selection, presets, scorers
+    from skpbas import calibration, datasets, masks, metrics, model_selection, presets, scorers
     from skpbas import distributed as distributed
     from skpbas.estimator import PBASDetector
 
 __version__ = "0.1.0"
-__all__ = ["PBASDetector", "__version__", "calibration", "datasets", "metrics", "model_selection", "presets", "scorers"]
+__all__ = [
+    "PBASDetector",
+    "__version__",
+    "calibration",
+    "datasets",
+    "masks",
+    "metrics",
+    "model_selection",
+    "presets",
+    "scorers",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -237,7 +237,7 @@ def test_an_estimator_without_maps_is_named():
         ([1, 1, 2, 1, 3], r"y holds 1, 2, 3; expected \+1 for a good and -1 for an anomalous image, or 0"),
         ([1, 0, -1, 1, 0], "y holds -1, 0, 1; expected"),
         (np.ones((5, 3)), r"y must be labels \(n,\) or masks \(n, H, W\), got shape \(5, 3\)"),
-        (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the map 8 x 8"),
+        (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the anomaly map 8 x 8"),
         ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask is \(H, W\).*\(16, 24, 3\)"),
         ([None, None, "no/such.png", None, None], r"y\[2\] \(no/such.png\) cannot be read as a mask"),
         (["good", "bad", "good", "good", "good"], r"y\[0\] \(good\) cannot be read as a mask"),

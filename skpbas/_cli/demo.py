@@ -136,6 +136,8 @@ def run_demo(options: DemoOptions, say: Say = print) -> Path:
     SkpbasError, ValueError
         Images, weights or settings cannot be used; the message says why.
     """
+    from skpbas.masks import to_map_size
+
     network = choose_network(options)
     if network["weights"] is None:
         say(_RANDOM_FEATURES.format(**network))
@@ -144,7 +146,7 @@ def run_demo(options: DemoOptions, say: Say = print) -> Path:
     say(f"learning from {len(data.train)} good images, then judging {len(data.test)}")
     detector = fit_detector(data, options)
     judged = judge(detector, data.test)
-    masks = None if data.masks is None else [mask_at(mask, detector) for mask in data.masks]
+    masks = None if data.masks is None else to_map_size(data.masks, data.test, detector)
     if data.labels is None or masks is None:
         report = decision_table(data.names, judged.margins)
     else:
@@ -293,37 +295,10 @@ def judge(detector: PBASDetector, images: Sequence[Any]) -> Judged:
     return Judged(np.array(scores) - detector.offset_, np.stack(maps))
 
 
-def mask_at(mask: Any, detector: PBASDetector) -> NDArray[np.bool_]:
-    """Bring a mask to the geometry of a detector's maps, by its nearest pixels.
-
-    Parameters
-    ----------
-    mask : ndarray of shape (h, w), path or None
-        Non-zero where defective; None: nowhere.
-    detector : PBASDetector
-        Fitted.
-
-    Returns
-    -------
-    ndarray of shape (H, W), bool
-    """
-    from skpbas._inputs.images import Geometry
-
-    if mask is None:
-        return np.zeros(detector.map_shape_, dtype=bool)
-    if isinstance(mask, (str, Path)):
-        with Image.open(mask) as image:
-            mask = np.asarray(image)
-    defective = np.asarray(mask) != 0
-    if defective.ndim == 3:
-        defective = defective[..., :3].any(axis=2)
-    return Geometry.of(defective.shape, detector.map_shape_, detector.resize).view_of_mask(defective)
-
-
 # The report -----------------------------------------------------------------------------------------------
 
 
-def metric_table(labels: NDArray[np.int64], masks: Sequence[NDArray[np.bool_]], judged: Judged) -> list[str]:
+def metric_table(labels: NDArray[np.int64], masks: Sequence[NDArray[np.bool_] | None], judged: Judged) -> list[str]:
     """Return the lines of the five metrics and of the decisions at the detector's own threshold."""
     from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
@@ -397,7 +372,7 @@ def draw_picture(
     detector: PBASDetector,
     data: DemoData,
     judged: Judged,
-    masks: Sequence[NDArray[np.bool_]] | None,
+    masks: Sequence[NDArray[np.bool_] | None] | None,
     shown: Sequence[int],
 ) -> Image.Image:
     """Draw one row an image: the image, its mask where there are masks, its map and both laid over each other.
@@ -422,7 +397,10 @@ def draw_picture(
         anomaly_map, margin = judged.maps[index], float(judged.margins[index])
         tiles = [view, colour_map(anomaly_map, low, high), overlay(view, anomaly_map, low, high)]
         if masks is not None:
-            tiles.insert(1, np.repeat(np.uint8(255) * masks[index][..., None], 3, axis=2))
+            mask = masks[index]
+            tiles.insert(
+                1, np.zeros_like(view) if mask is None else np.repeat(np.uint8(255) * mask[..., None], 3, axis=2)
+            )
         for column, tile in enumerate(tiles):
             picture = Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR)
             sheet.paste(picture, (_CAPTION_WIDTH + column * (size[0] + _GAP), top))

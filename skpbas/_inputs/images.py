@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from skpbas.errors import ImageNotFoundError, InvalidImageError
@@ -22,6 +22,7 @@ _WHAT_X_IS = (
     "X must be images: an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images or arrays (H, W[, 3])"
 )
 _CROP_WARNING_SHARE = 0.05
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,36 @@ def check_images(X: Any) -> Sequence[Any] | NDArray[Any]:
         if isinstance(item, (str, PathLike)) and not Path(item).is_file():
             raise ImageNotFoundError(f"X[{index}]: no such file: {str(item)!r}")
     return X
+
+
+def image_shape(item: Any, name: str) -> tuple[int, int]:
+    """Return the height and width of an image as the detector sees it; of a file only the header is read.
+
+    Raises
+    ------
+    ImageNotFoundError, InvalidImageError
+        A file that does not exist or is not an image.
+    """
+    if isinstance(item, (str, PathLike)):
+        try:
+            with Image.open(item) as image:
+                return _shape_as_shown(image)
+        except FileNotFoundError:
+            raise ImageNotFoundError(f"{name} ({item}): no such file") from None
+        except UnidentifiedImageError:
+            raise InvalidImageError(f"{name} ({item}) is not an image that Pillow can read") from None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InvalidImageError(f"{name} ({item}) cannot be opened: {error}") from error
+    if isinstance(item, Image.Image):
+        return _shape_as_shown(item)
+    height, width = (*np.shape(item), 1, 1)[:2]  # whatever a wrapper takes for an image
+    return int(height), int(width)
+
+
+def _shape_as_shown(image: Image.Image) -> tuple[int, int]:
+    exif = Image.Image.getexif(image)  # PNG's own would decode the image in search of later chunks
+    width, height = image.size
+    return (width, height) if exif.get(ExifTags.Base.Orientation) in _ROTATED else (height, width)
 
 
 def _check_image_array(X: NDArray[Any]) -> None:

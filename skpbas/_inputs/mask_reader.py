@@ -1,65 +1,77 @@
-"""Masks brought to where the anomaly maps are."""
+"""The one reader of masks: which pixels are defective, and where they are in the anomaly maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from skpbas._inputs.images import Geometry
-from skpbas._inputs.targets import mask_pixels
-from skpbas.errors import ImageNotFoundError, InvalidImageError, InvalidTargetError
+from skpbas._inputs.images import Geometry, image_shape
+from skpbas.errors import InvalidTargetError
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+Mask = NDArray[np.bool_]
+
+_SHOWN_LEVELS = 6
 
 
-def image_shape(item: Any, name: str) -> tuple[int, int]:
-    """Return an image's height and width as the detector sees it, from a file's header alone.
+@dataclass(frozen=True)
+class MaskPixels:
+    """The defective pixels of a mask.
 
-    Raises
-    ------
-    ImageNotFoundError, InvalidImageError
-        A file that is missing or no image.
+    Attributes
+    ----------
+    defective : ndarray of shape (H, W), bool
+    levels : ndarray of shape (k,)
+        The values in the mask, ascending, if a threshold had to separate them; empty for two values or fewer.
     """
-    if isinstance(item, (str, PathLike)):
-        try:
-            with Image.open(item) as image:
-                return _shape_as_shown(image)
-        except FileNotFoundError:
-            raise ImageNotFoundError(f"{name} ({item}): no such file") from None
-        except UnidentifiedImageError:
-            raise InvalidImageError(f"{name} ({item}) is not an image that Pillow can read") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InvalidImageError(f"{name} ({item}) cannot be opened: {error}") from error
-    if isinstance(item, Image.Image):
-        return _shape_as_shown(item)
-    height, width = (*np.shape(item), 1, 1)[:2]  # whatever a wrapper takes for an image
-    return int(height), int(width)
+
+    defective: Mask
+    levels: NDArray[Any]
 
 
-def _shape_as_shown(image: Image.Image) -> tuple[int, int]:
-    exif = Image.Image.getexif(image)  # PNG's own would decode the image in search of later chunks
-    width, height = image.size
-    return (width, height) if exif.get(ExifTags.Base.Orientation) in _TURNED else (height, width)
+def mask_pixels(mask: Any, name: str) -> MaskPixels:
+    """Read a mask: an array, a PIL image or the path of one. Rules and errors are those of ``read_mask``."""
+    values, high = _values(mask, name)
+    if values.dtype.kind == "b":
+        return MaskPixels(values.astype(bool), np.empty(0))
+    levels = np.unique(values)
+    if levels.size and levels[0] > 0:
+        raise InvalidTargetError(
+            f"{name} has no pixel of value 0: its values are {_listed(levels)}. A mask is 0 where the image is normal; "
+            "if another value stands for normal pixels, give mask != value; if all pixels are defective, give a "
+            "boolean array"
+        )
+    if len(levels) <= 2:
+        return MaskPixels(values != 0, np.empty(0))
+    return MaskPixels(values > high / 2, levels)
+
+
+def are_defective(masks: Iterable[Any], name: str = "y") -> Mask:
+    """Return, for each mask, whether it has a defective pixel: (n,)."""
+    reader = _Reader(name)
+    found = np.fromiter((mask is not None and reader.read(i, mask).any() for i, mask in enumerate(masks)), bool)
+    reader.warn_of_levels()
+    return found
 
 
 def masks_at_map_size(
     masks: Any, X: Sequence[Any] | NDArray[Any], map_shape: tuple[int, int], resize: str, *, name: str = "y"
-) -> tuple[list[NDArray[np.bool_] | None], NDArray[np.bool_]]:
-    """Bring masks to the geometry of the images' anomaly maps, nearest.
+) -> tuple[list[Mask | None], Mask]:
+    """Bring masks to the geometry of the images' anomaly maps, by nearest pixels.
 
     Parameters
     ----------
     masks : sequence of arrays (h, w), PIL images, paths or None, or array (n, h, w)
-        At the images' own sizes or already at the maps'; any non-zero pixel is defective.
+        At the sizes of their images or of the anomaly maps.
     X : array or sequence of images
     map_shape : (int, int)
-        Height and width of the maps.
+        Height and width of the anomaly maps.
     resize : {"stretch", "crop"}
         How images are brought to that.
     name : str
@@ -68,22 +80,23 @@ def masks_at_map_size(
     Returns
     -------
     seen : list of ndarray of shape ``map_shape``, bool, or None
-        None where nothing of the map is defective.
+        None where no pixel of the anomaly map is defective.
     anomalous : ndarray of shape (n,), bool
         Whether a mask has a defective pixel at its own size.
 
     Raises
     ------
     InvalidTargetError
-        A mask that cannot be read, or whose size is neither its image's nor the map's; its sample is named.
+        A mask that cannot be read, or whose size is neither its image's nor the anomaly map's; its sample is named.
     """
-    seen: list[NDArray[np.bool_] | None] = []
+    seen: list[Mask | None] = []
     anomalous = np.zeros(len(masks), bool)
+    reader = _Reader(name)
     for i, mask in enumerate(masks):
         if mask is None:
             seen.append(None)
             continue
-        pixels = mask_pixels(mask, f"{name}[{i}]")
+        pixels = reader.read(i, mask)
         anomalous[i] = pixels.any()
         if pixels.shape != map_shape or resize == "crop":
             of_image = image_shape(X[i], f"X[{i}]")
@@ -92,15 +105,95 @@ def masks_at_map_size(
             elif pixels.shape != map_shape:
                 raise InvalidTargetError(
                     f"{name}[{i}]{_path(mask)} is {_size(pixels.shape)}; its image X[{i}]{_path(X[i])} is "
-                    f"{_size(of_image)} and the map {_size(map_shape)} (height x width): give the mask at one of these "
-                    "sizes"
+                    f"{_size(of_image)} and the anomaly map {_size(map_shape)} (height x width): give the mask at one "
+                    "of these sizes"
                 )
         seen.append(pixels if pixels.any() else None)
+    reader.warn_of_levels()
     return seen, anomalous
 
 
+class _Reader:
+    """Reads masks one by one, and warns once of all that have more than two values."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._n_graded, self._first = 0, ""
+
+    def read(self, index: int, mask: Any) -> Mask:
+        pixels = mask_pixels(mask, f"{self.name}[{index}]{_path(mask)}")
+        if pixels.levels.size:
+            self._n_graded += 1
+            self._first = self._first or f"{self.name}[{index}]{_path(mask)} holds {_listed(pixels.levels)}"
+        return pixels.defective
+
+    def warn_of_levels(self) -> None:
+        if self._n_graded:
+            warnings.warn(
+                f"{self._n_graded} masks have more than two values; the first, {self._first}. Pixels above half of the "
+                "type's range are taken as defective. If that is not what the values mean, give boolean arrays",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
+    """Return the values of a mask (H, W), and the largest that its type can hold."""
+    if isinstance(mask, (str, PathLike)):
+        try:
+            with Image.open(mask) as image:
+                return _values_of_image(image, name)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG chunk
+            raise InvalidTargetError(f"{name} cannot be read as a mask: {error}") from error
+    if isinstance(mask, Image.Image):
+        return _values_of_image(mask, name)
+    values = np.asarray(mask)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise InvalidTargetError(
+            f"{name}: a mask is (H, W), not 0 where defective, got shape {values.shape}, dtype {values.dtype}"
+        )
+    return values, _highest(values, name)
+
+
+def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "1":
+        return np.asarray(image), 1.0
+    if image.mode in ("LA", "La"):
+        image = image.getchannel("L")
+    elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")  # a palette by its colors; opacity does not count
+    values = np.asarray(image)
+    if values.ndim == 3:
+        values = values.max(axis=2)
+    highest = _highest(values, name)
+    return values, max(highest, 65535.0) if image.mode == "I" else highest  # 16 bits, whatever the mode's type
+
+
+def _highest(values: NDArray[Any], name: str) -> float:
+    """Return the largest value that a mask's type can hold; of types without a convention, what its values suggest."""
+    if values.size == 0 or values.dtype.kind == "b":
+        return 1.0
+    low, high = float(values.min()), float(values.max())  # NaN if any value is
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+        raise InvalidTargetError(
+            f"{name}: the values of a mask are finite and not negative, got [{low:.4g}, {high:.4g}]"
+        )
+    if values.dtype in (np.uint8, np.int8, np.uint16):
+        return float(np.iinfo(values.dtype).max)
+    ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    return next((limit for limit in ranges if high <= limit), high)
+
+
+def _listed(levels: NDArray[Any]) -> str:
+    shown = [f"{level:g}" for level in levels[:_SHOWN_LEVELS]]
+    if len(levels) <= _SHOWN_LEVELS:
+        return ", ".join(shown)
+    return f"{len(levels)} values, {', '.join(shown)}, ..., {levels[-1]:g}"
+
+
 def _path(item: Any) -> str:
-    return f" ({Path(item)})" if isinstance(item, (str, PathLike)) else ""
+    return f" ({item})" if isinstance(item, (str, PathLike)) else ""
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from skpbas._inputs.mask_reader import are_defective
 from skpbas.errors import InvalidTargetError
 
 
@@ -33,7 +34,7 @@ def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
         return np.arange(n_images)
     check_length(y, n_images)
     if are_masks(y):
-        return np.flatnonzero(~marked(y))
+        return np.flatnonzero(~are_defective(y))
     labels = label_column(y)
     values = np.unique(labels)
     if set(values.tolist()) <= {-1, 1} and labels.dtype.kind in "if":
@@ -71,7 +72,7 @@ def anomalous_rows(y: Any, n_images: int, *, name: str = "y", zero_one: bool = F
     """
     check_length(y, n_images, name)
     if are_masks(y):
-        return marked(y, name)
+        return are_defective(y, name)
     labels = np.asarray(label_column(y, name).tolist())  # numbers, even where y holds them as objects
     values, known = set(labels.tolist()), labels.dtype.kind in "ifb"
     if known and labels.dtype.kind != "b" and values <= {-1, 1}:
@@ -112,41 +113,3 @@ def label_column(y: Any, name: str = "y") -> NDArray[Any]:
     if labels.ndim != 1:
         raise InvalidTargetError(f"{name} must be labels (n,) or masks (n, H, W), got shape {labels.shape}")
     return labels
-
-
-def marked(masks: Iterable[Any], name: str = "y") -> NDArray[np.bool_]:
-    """Say of each mask whether it has a defective pixel."""
-    defective = (mask is not None and mask_pixels(mask, f"{name}[{i}]").any() for i, mask in enumerate(masks))
-    return np.fromiter(defective, bool)
-
-
-def mask_pixels(mask: Any, name: str) -> NDArray[np.bool_]:
-    """Return a mask (H, W), True where it is not zero: an array, a PIL image or the path of one.
-
-    Raises
-    ------
-    InvalidTargetError
-        It cannot be read, or is not (H, W).
-    """
-    if isinstance(mask, (str, PathLike)):
-        try:
-            with Image.open(mask) as image:
-                return _pixels_of_image(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG chunk
-            raise InvalidTargetError(f"{name} ({mask}) cannot be read as a mask: {error}") from error
-    if isinstance(mask, Image.Image):
-        return _pixels_of_image(mask)
-    pixels = np.asarray(mask)
-    if pixels.ndim != 2 or pixels.dtype.kind not in "biuf":
-        raise InvalidTargetError(
-            f"{name}: a mask is (H, W), non-zero where defective, got shape {pixels.shape}, dtype {pixels.dtype}"
-        )
-    return pixels != 0
-
-
-def _pixels_of_image(image: Image.Image) -> NDArray[np.bool_]:
-    pixels: NDArray[Any] = np.asarray(ImageOps.exif_transpose(image)) != 0
-    if pixels.ndim == 3:
-        n_colours = len([band for band in image.getbands() if band not in "Aa"])  # opaque black is no defect
-        return np.logical_or.reduce(pixels[..., :n_colours], axis=2)
-    return pixels

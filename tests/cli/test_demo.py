@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skpbas import PBASDetector
 from skpbas.__main__ import main, make_parser
 from skpbas._cli import demo
 from skpbas._cli.colormap import colour_table, overlay
@@ -191,19 +190,6 @@ def test_random_features_are_said_to_be_random(category, tmp_path, capsys):
     first, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("random features")
     assert "--backbone and --weights" in first
-
-
-def test_masks_come_to_the_maps_size_by_nearest_pixels(tmp_path):
-    mask = np.zeros((4, 6), np.uint8)
-    mask[1, 2] = 255
-    detector = PBASDetector()
-    detector.map_shape_ = (8, 12)
-    expected = np.zeros((8, 12), bool)
-    expected[2:4, 4:6] = True
-    assert (demo.mask_at(mask, detector) == expected).all()
-    assert (demo.mask_at(save(mask, tmp_path / "mask.png"), detector) == expected).all()
-    assert (demo.mask_at(save(np.dstack([mask] * 3), tmp_path / "rgb.png"), detector) == expected).all()
-    assert demo.mask_at(None, detector).sum() == 0
 
 
 def test_the_picture_shows_every_defect_once_before_any_twice():

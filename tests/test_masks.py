@@ -1,0 +1,170 @@
+"""Masks: in every form that files and arrays take, against the pixels they were made from."""
+
+import numpy as np
+import pytest
+from helpers import small_detector, textured_images
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from skpbas._inputs.targets import anomalous_rows, normal_rows
+from skpbas.errors import InvalidTargetError
+from skpbas.masks import read_mask, to_map_size
+from skpbas.scorers import pixel_auroc_scorer
+
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
+DEFECTS = hnp.arrays(bool, SHAPES).filter(lambda pixels: not pixels.all())
+DTYPES = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "F", "CMYK"]
+
+
+def image_of(pixels, mode, level):
+    """A PIL image of a mode with a value of ``level`` where the pixels are defective, and opaque everywhere."""
+    if mode == "1":
+        return Image.fromarray(pixels)
+    if mode in ("I;16", "I", "F"):
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        return Image.fromarray((pixels * level).astype(dtype))
+    gray = Image.fromarray(np.uint8(pixels * level))
+    if mode in ("P", "PA"):
+        image = Image.fromarray(np.uint8(pixels))
+        image.putpalette([0, 0, 0, level, 0, 0] + [0, 0, 200] * 254)
+        return image.convert("PA") if mode == "PA" else image
+    if mode == "CMYK":
+        return gray.convert("RGB").convert("CMYK")
+    return gray.convert(mode)
+
+
+@given(DEFECTS, st.sampled_from(DTYPES), st.integers(1, 127))
+def test_a_mask_of_two_values_one_of_them_zero_is_defective_where_it_is_not_zero(pixels, dtype, level):
+    np.testing.assert_array_equal(read_mask((pixels * level).astype(dtype)), pixels)
+    np.testing.assert_array_equal(read_mask(pixels), pixels)
+    np.testing.assert_array_equal(read_mask(pixels.tolist()), pixels)
+
+
+@given(DEFECTS, st.sampled_from(MODES), st.integers(1, 255))
+def test_a_mask_of_every_mode_is_defective_where_it_is_not_black_whatever_its_opacity(pixels, mode, level):
+    np.testing.assert_array_equal(read_mask(image_of(pixels, mode, level)), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_file_is_read_as_the_image_in_it(mode, tmp_path):
+    pixels = np.random.default_rng(3).random((20, 30)) < 0.2
+    path = tmp_path / "mask.png"
+    image_of(pixels, mode, 80).save(path)
+    np.testing.assert_array_equal(read_mask(path), pixels)
+    np.testing.assert_array_equal(read_mask(str(path)), pixels)
+
+
+@given(
+    st.sampled_from([(np.uint8, 255), (np.int8, 127), (np.uint16, 65535), (np.float32, 1.0), (np.int64, 255)]),
+    hnp.arrays(np.float64, SHAPES, elements=st.floats(0, 1)),
+)
+def test_of_more_than_two_values_those_above_half_of_the_range_are_defective(kind, shares):
+    dtype, highest = kind
+    values = (shares * highest).astype(dtype)
+    values = np.concatenate([np.zeros((3, values.shape[1]), dtype), values])
+    values[1], values[2] = highest, highest // 4 or 0.25  # three values or more
+    expected = np.array([[float(value) > highest / 2 for value in row] for row in values])
+    np.testing.assert_array_equal(read_mask(values), expected)
+
+
+def test_the_noise_of_a_jpeg_file_is_not_defective(tmp_path):
+    pixels = np.zeros((64, 64), bool)
+    pixels[13:29, 21:45] = True
+    path = tmp_path / "mask.jpg"
+    Image.fromarray(np.uint8(pixels * 255)).save(path, quality=60)
+    with Image.open(path) as image:
+        assert len(np.unique(np.asarray(image))) > 2
+    np.testing.assert_array_equal(read_mask(path), pixels)
+
+
+def test_high_levels_as_in_public_data_sets_are_defective():
+    mask = np.zeros((4, 8), np.uint8)
+    mask[1, 2:6] = [236, 240, 250, 255]
+    np.testing.assert_array_equal(read_mask(mask), mask > 0)
+
+
+def test_everybody_who_reads_masks_finds_the_same_pixels(tmp_path):
+    images = textured_images(4, side=64)
+    values = np.zeros((64, 64), np.uint8)
+    values[10:20, 30:40] = 80
+    mask = Image.merge("LA", [Image.fromarray(values), Image.new("L", (64, 64), 255)])
+    mask.save(tmp_path / "mask.png")
+    masks = [None, None, None, tmp_path / "mask.png"]
+    assert read_mask(mask).sum() == 100
+    *normal, seen = to_map_size(masks, images, (64, 64))
+    assert normal == [None] * 3
+    np.testing.assert_array_equal(seen, values > 0)
+    assert anomalous_rows(masks, 4).tolist() == [False, False, False, True]
+    assert normal_rows(masks, 4).tolist() == [0, 1, 2]
+
+
+def test_masks_are_read_with_the_detectors_view_of_their_images():
+    images = textured_images(4, side=96)[:, :64]
+    detector = small_detector(max_epochs=1, resize="crop")
+    with pytest.warns(UserWarning, match="unseen"):
+        detector.fit(images)
+    mask = np.zeros((64, 96), bool)
+    mask[:, :16] = True  # what the crop cuts off
+    mask[5, 50] = True
+    (seen,) = to_map_size([mask], images[:1], detector)
+    expected = np.zeros((64, 64), bool)
+    expected[5, 34] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_one_warning_names_how_many_masks_have_more_than_two_values_and_the_first(tmp_path):
+    images = textured_images(3, side=64)
+    graded = np.zeros((64, 64), np.uint8)
+    graded[20:30, 20:30] = np.arange(100).reshape(10, 10) * 2
+    path = tmp_path / "graded.png"
+    Image.fromarray(graded).save(path)
+    message = r"2 masks have more than two values; the first, masks\[1\] \(.*graded.png\) holds 100 values, 0, 2, .*198"
+    with pytest.warns(UserWarning, match=message):
+        seen = to_map_size([None, path, graded], images, (64, 64))
+    np.testing.assert_array_equal(seen[1], graded > 127)
+    np.testing.assert_array_equal(seen[2], graded > 127)
+
+
+def test_the_warning_about_values_appears_in_a_scorer_too():
+    class Detector:
+        map_shape_ = (64, 64)
+
+        def iter_scores_and_maps(self, X):
+            rng = np.random.default_rng(0)
+            return ((float(i), rng.random((64, 64), dtype=np.float32)) for i in range(len(X)))
+
+    graded = np.zeros((64, 64), np.uint8)
+    graded[:8, :8] = np.arange(64).reshape(8, 8) * 4
+    with pytest.warns(UserWarning, match=r"1 masks .* y\[1\] holds 64 values"):
+        pixel_auroc_scorer(Detector(), textured_images(2), [None, graded])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((4, 4), 7, np.uint8), r"mask has no pixel of value 0: its values are 7"),
+        (np.array([[1, 2], [1, 1]]), "no pixel of value 0: its values are 1, 2.*mask != value"),
+        (np.array([[1, 255], [1, 1]], np.uint8), "no pixel of value 0: its values are 1, 255"),
+        (np.array([[0.0, np.nan]]), "finite and not negative"),
+        (np.array([[0, -1]]), r"finite and not negative, got \[-1, 0\]"),
+        (np.zeros((4, 4, 3)), r"a mask is \(H, W\).*got shape \(4, 4, 3\)"),
+        (np.array([["a", "b"]]), "dtype <U1"),
+        ("nowhere.png", "mask='nowhere.png' cannot be read as a mask"),
+    ],
+)
+def test_what_is_no_mask_is_refused_with_the_way_out(mask, message):
+    with pytest.raises(InvalidTargetError, match=message):
+        read_mask(mask)
+
+
+def test_masks_of_other_sizes_and_geometries_are_refused():
+    images = textured_images(1, side=64)
+    with pytest.raises(
+        InvalidTargetError, match=r"masks\[0\] is 3 x 5; its image X\[0\] is 64 x 64 and the anomaly map"
+    ):
+        to_map_size([np.zeros((3, 5), bool)], images, (32, 32))
+    with pytest.raises(TypeError, match="expected a fitted detector, which has map_shape_"):
+        to_map_size([None], images, small_detector())
