@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import BaseCrossValidator, KFold, ShuffleSplit
+from sklearn.model_selection import BaseCrossValidator, KFold, PredefinedSplit, ShuffleSplit
 
 from skpbas._inputs.parameters import draw_seed
 from skpbas._inputs.targets import anomalous_rows
@@ -22,6 +22,7 @@ class _NormalSplitter(BaseCrossValidator):  # type: ignore[misc]
     """What the splitters share: y is read, and training rows are good ones."""
 
     n_splits: int
+    _reads_groups: ClassVar[bool] = False
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[_Rows, _Rows]]:
         """Generate rows to train on and rows to test on.
@@ -50,24 +51,29 @@ class _NormalSplitter(BaseCrossValidator):  # type: ignore[misc]
         name = type(self).__name__
         if y is None:
             raise InvalidTargetError(
-                f"{name} needs y: labels (+1 good, -1 anomalous) or masks. For good images alone, "
+                f"{name} needs y: labels (+1 normal, -1 anomalous) or masks. For normal images alone, "
                 "skpbas.model_selection.synthetic_validation makes X and y with defects"
             )
         anomalous = anomalous_rows(y, len(y if X is None else X))
-        n_good, n_anomalous = int((~anomalous).sum()), int(anomalous.sum())
+        if groups is not None and not self._reads_groups:
+            raise InvalidTargetError(
+                f"{name} does not read groups: GroupNormalKFold keeps the images of a group on one side of every split"
+            )
+        n_normal, n_anomalous = int((~anomalous).sum()), int(anomalous.sum())
         for train, test in self._splits(anomalous, groups):
+            train = train[~anomalous[train]]
             n_test = int(anomalous[test].sum())
             if len(train) < _SMALLEST_TRAINING or n_test == 0 or n_test == len(test):
                 raise InvalidTargetError(
-                    f"{self!r} leaves {len(train)} good images to train on, and {len(test) - n_test} good and {n_test} "
-                    f"anomalous ones to test on; expected at least {_SMALLEST_TRAINING}, 1 and 1. y has {n_good} good "
-                    f"and {n_anomalous} anomalous images"
+                    f"{self!r} leaves {len(train)} normal images to train on, and {len(test) - n_test} normal and "
+                    f"{n_test} anomalous ones to test on; expected at least {_SMALLEST_TRAINING}, 1 and 1. y has "
+                    f"{n_normal} normal and {n_anomalous} anomalous images"
                 )
             yield train, test
 
     @abstractmethod
     def _splits(self, anomalous: NDArray[np.bool_], groups: Any) -> Iterator[tuple[_Rows, _Rows]]:
-        """Generate the rows, with all rows' classes known."""
+        """Generate rows (training rows may still be anomalous) by a splitter of scikit-learn's."""
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
         """Return the number of splits.
@@ -122,20 +128,22 @@ class NormalKFold(_NormalSplitter):
         self.random_state = random_state
 
     def _splits(self, anomalous: NDArray[np.bool_], groups: Any) -> Iterator[tuple[_Rows, _Rows]]:
-        _refuse_groups(self, groups)
         random = np.random.RandomState(draw_seed(self.random_state)) if self.shuffle else self.random_state
         folds = KFold(self.n_splits, shuffle=self.shuffle, random_state=random)
-        good, bad = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
-        if self.n_splits > min(len(good), len(bad)):
+        normal, bad = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
+        if self.n_splits > min(len(normal), len(bad)):
             raise InvalidTargetError(
-                f"{self!r} needs {self.n_splits} good and {self.n_splits} anomalous images or more, and y has "
-                f"{len(good)} good and {len(bad)} anomalous: lower n_splits, or use NormalShuffleSplit, which puts all "
-                "anomalous images into every test set"
+                f"{self!r} needs {self.n_splits} normal and {self.n_splits} anomalous images or more, and y has "
+                f"{len(normal)} normal and {len(bad)} anomalous: lower n_splits, or use NormalShuffleSplit, which puts "
+                "all anomalous images into every test set"
             )
         if self.shuffle:
             bad = random.permutation(bad)
-        for fold, (train, test) in enumerate(folds.split(good)):
-            yield good[train], np.sort(np.concatenate([good[test], bad[fold :: self.n_splits]]))
+        fold_of_row = np.empty(len(anomalous), np.intp)
+        fold_of_row[bad] = np.arange(len(bad)) % self.n_splits
+        for fold, (_, test) in enumerate(folds.split(normal)):
+            fold_of_row[normal[test]] = fold
+        return PredefinedSplit(fold_of_row).split()
 
 
 class NormalShuffleSplit(_NormalSplitter):
@@ -183,18 +191,17 @@ class NormalShuffleSplit(_NormalSplitter):
         self.random_state = random_state
 
     def _splits(self, anomalous: NDArray[np.bool_], groups: Any) -> Iterator[tuple[_Rows, _Rows]]:
-        _refuse_groups(self, groups)
-        good, bad = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
-        if len(good) < 1 + _SMALLEST_TRAINING or len(bad) == 0:
+        normal, bad = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
+        if len(normal) < 1 + _SMALLEST_TRAINING or len(bad) == 0:
             raise InvalidTargetError(
-                f"{self!r} needs {1 + _SMALLEST_TRAINING} good images and 1 anomalous or more, and y has {len(good)} "
-                f"good and {len(bad)} anomalous"
+                f"{self!r} needs {1 + _SMALLEST_TRAINING} normal images and 1 anomalous or more, and y has "
+                f"{len(normal)} normal and {len(bad)} anomalous"
             )
         test_size = 0.25 if self.test_size is None and self.train_size is None else self.test_size
         random = np.random.RandomState(draw_seed(self.random_state))
         splitter = ShuffleSplit(self.n_splits, test_size=test_size, train_size=self.train_size, random_state=random)
-        for train, test in splitter.split(good):
-            yield good[train], np.sort(np.concatenate([good[test], bad]))
+        for train, test in splitter.split(normal):
+            yield normal[train], np.sort(np.concatenate([normal[test], bad]))
 
 
 class GroupNormalKFold(_NormalSplitter):
@@ -235,6 +242,7 @@ class GroupNormalKFold(_NormalSplitter):
     """
 
     __metadata_request__split: ClassVar[dict[str, bool]] = {"groups": True}
+    _reads_groups = True
 
     def __init__(self, n_splits: int = 5, *, shuffle: bool = False, random_state: Any = None) -> None:
         self.n_splits = n_splits
@@ -273,15 +281,4 @@ class GroupNormalKFold(_NormalSplitter):
                 fold = int(np.argmin(filled[counted].sum(axis=0)))
                 fold_of_group[g] = fold
                 filled[:, fold] += share[:, g]
-        fold_of_row = fold_of_group[group]
-        for fold in range(self.n_splits):
-            test = fold_of_row == fold
-            yield np.flatnonzero(~test & ~anomalous), np.flatnonzero(test)
-
-
-def _refuse_groups(splitter: _NormalSplitter, groups: Any) -> None:
-    if groups is not None:
-        raise InvalidTargetError(
-            f"{type(splitter).__name__} does not read groups: GroupNormalKFold keeps the images of a group on one side "
-            "of every split"
-        )
+        return PredefinedSplit(fold_of_group[group]).split()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from skpbas import _compat
 from skpbas.core.backbones import FeatureExtractor, build_backbone, packing
 from skpbas.core.backbones.packing import PackedConv2d
 
@@ -128,3 +129,110 @@ def test_an_extractor_can_be_exported():
     mean, std = extractor.mean, extractor.std
     (level,) = exported((images - mean) / std)
     torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-4)
+
+
+# Private operators may change ------------------------------------------------------------------------------
+
+
+def other_signature(*arguments):
+    raise TypeError("_convolution_pointwise() missing 2 required positional arguments")
+
+
+def gone(*arguments):
+    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_convolution_weight'")
+
+
+def another_order(weight, *arguments):
+    return weight.flip(0).contiguous()  # accepted, and wrong
+
+
+def other_shape(images, packed, *arguments):
+    return torch.zeros(1)
+
+
+def other_values(images, packed, bias, *arguments):
+    return 1.001 * torch.conv2d(images, torch.ones(6, 4, 3, 3), bias, padding=1)
+
+
+def plain_operators(**changes):
+    """Operators that compute what oneDNN's do, but for some changes; they exist on every machine."""
+    operators = {
+        "reorder": lambda weight, *arguments: weight,
+        "convolve": lambda images, weight, bias, *geometry_and_more: torch.conv2d(images, weight, bias, padding=1),
+        "supports_bfloat16": False,
+    }
+    return _compat.PackedOperators(**{**operators, **changes})
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing is proven yet; returns a function that puts operators in place of this torch's."""
+    proven = {}
+    monkeypatch.setattr(packing, "_PROVEN", proven)
+
+    def use(operators):
+        monkeypatch.setattr(packing, "_operators", lambda: operators)
+        return proven
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"convolve": other_signature},
+        {"reorder": gone},
+        {"reorder": another_order},
+        {"convolve": other_shape},
+        {"convolve": other_values},
+    ],
+    ids=lambda changes: next(iter(changes.values())).__name__,
+)
+def test_operators_that_changed_are_not_used_and_nothing_is_raised(changes, fresh):
+    proven = fresh(plain_operators(**changes))
+    conv, images = frozen_conv(4, 6, 3, padding=1), torch.rand(1, 4, 8, 8)
+    packed = PackedConv2d.of(conv)
+    for _ in range(3):
+        assert torch.equal(packed(images), conv(images))
+    assert list(proven.values()) == [False]
+
+
+def test_every_kind_of_convolution_is_compared_with_the_plain_one_once(fresh, monkeypatch):
+    calls = []
+    plain = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *arguments: calls.append(1) or plain(*arguments))
+    proven = fresh(plain_operators())
+    conv = frozen_conv(4, 6, 3, padding=1)
+    first, second = PackedConv2d.of(conv), PackedConv2d.of(frozen_conv(4, 6, 3, padding=1))
+    for packed in (first, first, second, second):
+        packed(torch.rand(1, 4, 8, 8))
+    assert len(calls) == 1
+    first(torch.rand(1, 4, 16, 8))
+    assert len(calls) == 2
+    assert list(proven.values()) == [True, True]
+
+
+def test_an_image_of_infinities_proves_nothing(fresh):
+    proven = fresh(plain_operators())
+    packed = PackedConv2d.of(frozen_conv(4, 6, 3, padding=1))
+    packed(torch.full((1, 4, 8, 8), torch.inf))
+    assert proven == {}
+
+
+@needs_order
+def test_this_machines_operators_give_the_plain_result(fresh):
+    proven = fresh(_compat.packed_operators())
+    generator = torch.Generator().manual_seed(0)
+    extractor = FeatureExtractor(build_backbone("resnet18", None, ("layer2", "layer3"), generator), image_size=(64, 64))
+    assert len(proven) > 5
+    assert all(proven.values())
+    assert extractor.grid_shape == (8, 8)
+
+
+def test_a_torch_without_the_operators_has_none(monkeypatch):
+    class Without:
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    monkeypatch.setattr(torch.ops, "mkldnn", Without(), raising=False)
+    assert _compat.packed_operators() is None
