@@ -1,10 +1,9 @@
-"""The estimator: checks, then hands over to the core."""
+"""The estimator: parameters, documentation and methods; the work is done elsewhere."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,8 +19,10 @@ from skpbas._compat import CallbackSupportMixin, with_callbacks
 from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
 from skpbas._features.sampling import TrainingFeatures
-from skpbas._inputs.images import Geometry, ImageSequence, check_images
-from skpbas._inputs.parameters import CONSTRAINTS, draw_seed, height_and_width
+from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores, iter_results
+from skpbas._features.store import STORED_DTYPES
+from skpbas._inputs.images import ImageSequence, check_images
+from skpbas._inputs.parameters import CONSTRAINTS, check_layers, draw_seed, height_and_width, n_threads, odd
 from skpbas._inputs.targets import normal_rows
 from skpbas._training.callbacks import FitTasks
 from skpbas._training.completion import Completion
@@ -35,103 +36,121 @@ from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
 
-_BACKBONE = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-_STORAGE = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """Find defective images, and where they are defective, after learning from good ones only.
+    """Find defective images, and where they are defective, after learning from normal images only.
 
-    PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network gives a feature of every
-    patch; a trained projector draws the features of good parts toward a set of centres; synthetic anomalies are
-    made by pushing features away from their centres; a small discriminator learns to tell the two apart.
+    PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network computes a feature of every
+    patch, and a trained projector pulls the features of normal images toward a set of centers. Synthetic anomalies are
+    made by pushing features away from their centers, and a small discriminator learns to tell the two apart.
 
     Parameters
     ----------
+    Features
+        The frozen network and what is taken from it.
     backbone : str or nn.Module, default="wide_resnet50_2"
-        Frozen network: torchvision's "resnet18", "resnet50", "resnet101" or "wide_resnet50_2"; "embedded", the small
-        one that comes with the package; or any module that takes (B, 3, H, W) images, normalised by ImageNet's mean
-        and deviation, and has the submodules named by ``layers``.
+        torchvision's "resnet18", "resnet50", "resnet101" or "wide_resnet50_2"; "embedded", the small network that comes
+        with the package; or any module that takes (B, 3, H, W) images, normalized by the mean and standard deviation of
+        ImageNet, and has the submodules named by ``layers``.
     weights : "imagenet", path or None, default="imagenet"
-        "imagenet": torchvision's IMAGENET1K_V1, downloaded once; a path: a state dict that covers the layers in
-        use; None: random, for tests. Ignored where ``backbone`` is "embedded" or a module.
+        "imagenet": torchvision's IMAGENET1K_V1, downloaded once; a path: a state dict that covers the layers in use;
+        None: random, for tests. Ignored if ``backbone`` is "embedded" or a module.
     layers : sequence of str, default=("layer2", "layer3")
         Levels of the hierarchy, shallow first.
     patch_size : int, default=3
-        Odd side p of the neighbourhood that a patch feature averages over, in positions of its level.
+        Odd side p of the neighborhood that a patch feature averages over, in positions of its level.
     feature_dim : int or "auto", default="auto"
         Dimension d of a patch feature; "auto": the sum of the levels' channels.
+
+    Input
+        How images are brought to the network.
     image_size : int or (int, int), default=256
         Side, or height and width, of the network's input in pixels.
     resize : {"stretch", "crop"}, default="stretch"
-        "stretch": the whole image is brought to ``image_size``; "crop": its shorter side is, and the centre
-        is cut out (as in the article; the same for square images).
+        "stretch": the whole image is resized to ``image_size``; "crop": its shorter side is, and the center is cut out
+        (as in the paper; the same for square images).
+
+    Method
+        Centers, synthesis and the two networks that are trained.
     center_init : {"alignment", "mean", "ema", "kmeans"}, default="alignment"
-        How the centre set is found (Table VI of the article).
+        How the center set is found (Table VI of the paper).
     center_momentum : float, default=0.1
         Smoothing factor of "alignment" and "ema", in (0, 1].
     synthesis : {"ray", "gaussian"} or None, default="ray"
-        "ray": along the ray from centre to feature (Eq. 7); "gaussian": noise; None: no synthesis and no
-        discriminator, an image is scored by its patches' distance to the nearest centre (ABL alone).
+        "ray": along the ray from center to feature (Eq. 7); "gaussian": noise; None: no synthesis and no discriminator,
+        an image is scored by the distances of its patches to their nearest centers (ABL alone).
     alpha : float, default=0.3
-        Anomaly degree: how far beyond a feature its anomaly lies, in mean distances to the centre.
+        Anomaly degree: how far beyond a feature its anomaly lies, in mean distances to the center.
     noise_std : float, default=0.015
-        Standard deviation of "gaussian".
+        Standard deviation of the noise of "gaussian".
     projector_init : {"identity", "orthogonal", "xavier"}, default="identity"
-        What phi starts as: the identity, a random rotation, or Xavier's normal law (the article's).
+        Initial projector: the identity, a random rotation, or Xavier's normal distribution (the paper's).
     n_heads : int, default=2
-        Discriminators that are trained side by side, whose mean logit is the detector's: steadier than one as wide as
-        both. 1: the article's.
+        Discriminators that are trained side by side; the mean of their logits depends less on the seed than the logit
+        of a single one as wide as both. 1: the paper's.
     hidden_dim : int, default=256
-        Hidden width of each.
+        Hidden width of each discriminator.
+
+    Training
+        Optimization of projector and discriminator.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images; "auto": 24, or as many as make 600 optimisation steps.
+        Passes over the training images; "auto": 24, or as many as make 600 optimization steps.
     batch_size : int, default=8
-        Images a step.
+        Images per step.
     patches_per_step : int or None, default=1024
-        Patches drawn at random from a batch for a step; None: all (as in the article).
+        Patches drawn at random from a batch per step; None: all (as in the paper).
     schedule : {"cosine", "constant"}, default="cosine"
         Course of the learning rates.
     projector_lr, discriminator_lr : float, default=1e-3, 5e-4
-        Adam's learning rates at their peak.
+        Largest learning rates of Adam.
     projector_decay, discriminator_decay : float, default=1e-5, 1e-2
         Weight penalties lambda1 (L2) and lambda2 (decoupled) of Eq. 10.
+
+    Scoring
+        From the trained networks to scores, maps and labels.
     patch_score : {"fused", "discriminator", "distance"}, default="fused"
-        What a patch's score is. "discriminator": D's alone, as in the article; "distance": how far its feature is from
-        the nearest centre; "fused": the distance to the nearest of 4,096 exemplars of the training features, in units
-        of its mean over the training images, times one plus D's softened word (see "Method" in the guide). Without
+        "discriminator": D alone, as in the paper; "distance": the distance of a feature to its nearest center; "fused":
+        the distance to the nearest exemplar of the training features, in units of its mean over the training images,
+        times one plus the temperature-scaled discriminator probability (see "Method" in the user guide). Without
         synthesis: "distance".
+    n_exemplars : int, default=4096
+        Exemplars of "fused"; at most a quarter of the training patches.
     smoothing_sigma : float, default=4.0
-        Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
+        Standard deviation of the Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Where ``offset_`` lies. "auto": about 1 in 100 unseen good images is flagged, by an estimate from the training
-        images' scores against each other's exemplars; without "fused", by one that trains a second time, on one half,
-        to see how the other half scores. A float: that share of the training images is flagged.
+        Sets ``offset_``. "auto": about 1 in 100 unseen normal images is flagged, as estimated from the training images,
+        each scored by the exemplars of the others; without "fused", a second training on one half of the images shows
+        how the other half scores. A float: that share of the training images is flagged.
+
+    Runtime
+        Where and how it computes.
     device : "auto", str or torch.device, default="auto"
-        "auto": cuda, mps or cpu, the first there is.
+        "auto": cuda, mps or cpu, the first available.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "auto": computes in float32, but where the hardware multiplies in bfloat16 the discriminator does so in training
-        and in the fused score; keeps training features in float16. "float32": all in float32. "bfloat16": runs
-        backbone and discriminator in bfloat16 and keeps features so.
+        "auto": float32, but the discriminator computes in bfloat16, in training and in the fused score, if the hardware
+        has instructions for it; training features are stored in float16. "float32": everything in float32. "bfloat16":
+        backbone, discriminator and stored features in bfloat16.
     random_state : int, RandomState or None, default=None
-        An int gives the same detector on the same machine with as many threads. The global streams of numpy and
-        torch are neither read nor changed.
+        An int gives the same detector on the same machine with the same number of threads. The global random streams of
+        numpy and torch are neither read nor changed.
     memory : str, Path, joblib.Memory or None, default=None
-        Folder, or joblib.Memory, that keeps the network's maps of every image seen in ``fit`` and in prediction, by the
+        Folder, or joblib.Memory, that keeps the feature maps of every image seen in ``fit`` and in prediction, by the
         content of image and network, and exemplars by the content of the features. Folds and candidates of a search,
-        and later fits, then decode no image twice and run the backbone no second time; processes may share it. Scores
-        move by float16's rounding, as in training.
+        and later fits, then decode no image twice and run the backbone only once per image; processes may share it.
+        Scores change by the rounding of float16, as in training.
     n_jobs : int or None, default=None
-        Threads that decode images ahead of the network; None: 1, -1: one a core.
+        Threads that decode images ahead of the network; None: 1, -1: one per core.
     verbose : int, default=0
-        1: progress bars; 2: a line an epoch.
+        1: progress bars; 2: a line per epoch.
 
     Attributes
     ----------
+    model_ : PBASModel
+        All that prediction computes, as one network on ``device_``: normalized images to image scores and anomaly maps.
     feature_extractor_ : FeatureExtractor
         Frozen backbone and aggregation, on ``device_``; maps (B, 3, H, W) images to (B, P, d) patch features.
     center_ : Tensor of shape (P, d)
-        The centre set, on ``device_``.
+        The center set, on ``device_``.
     projector_ : Projector
         phi, on ``device_``.
     discriminator_ : Discriminator or None
@@ -139,9 +158,10 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
     offset_ : float
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     n_iter_ : int
-        Epochs run: fewer than ``max_epochs`` where a callback ended the fit.
+        Epochs run: fewer than ``max_epochs`` if a callback ended the training.
     loss_curve_ : dict of str to list of float
-        Mean of "loss" and its terms "center", "normal" and "anomaly" (both summed over the heads), an epoch.
+        Means per epoch of "loss" and of its terms "center", "normal" and "anomaly" (the last two summed over the
+        heads).
     device_ : torch.device
         Where the detector computes.
     n_samples_fit_ : int
@@ -154,9 +174,12 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
     X, in every method, is an array (n, H, W, 3) or (n, H, W), channels last, or a sequence of paths, PIL images or
     arrays, whose sizes may differ. Pixels are uint8, uint16 (divided by 65,535) or floats in [0, 1].
 
-    ``fit`` runs the backbone once over the images and keeps features: at 256 pixels and in float16 0.5 MiB an image
-    for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a
-    few images at a time on a CPU, and 32 on a GPU.
+    ``fit`` runs the backbone once over the images and stores features: at 256 pixels and in float16 0.5 MiB per image
+    for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a few
+    images at a time on a CPU, and 32 on a GPU.
+
+    ``set_callbacks`` (scikit-learn 1.9 or newer) registers callbacks that see every epoch and may end the training: see
+    "Callbacks" in the user guide.
 
     References
     ----------
@@ -167,11 +190,11 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
     --------
     >>> from skpbas import PBASDetector
     >>> from skpbas.datasets import make_inspection_images
-    >>> good = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
-    >>> detector = PBASDetector("resnet18", weights=None, image_size=64, max_epochs=2, random_state=0)
-    >>> detector.fit(good).predict(good).shape
+    >>> normal = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
+    >>> detector = PBASDetector("embedded", image_size=64, max_epochs=2, random_state=0)
+    >>> detector.fit(normal).predict(normal).shape
     (8,)
-    >>> detector.anomaly_map(good).shape
+    >>> detector.anomaly_map(normal).shape
     (8, 64, 64)
     """
 
@@ -261,26 +284,26 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn what good parts look like.
+        """Learn what normal images look like.
 
         Parameters
         ----------
         X : array or sequence of images
-            At least two good ones; see the class's notes.
+            At least two normal ones; see the notes of the class.
         y : None, labels or masks
-            Which images are good: labels (n,), +1 good and -1 anomalous, or masks (n, H, W), a sequence of masks,
-            paths of masks and None, where an image with any non-zero pixel is anomalous. Anomalous images are
-            left out. None: all are good.
+            Which images are normal: labels (n,), +1 normal and -1 anomalous, or masks (n, H, W), or a sequence of
+            masks, paths of masks and None, where an image with a defective pixel is anomalous (see
+            :func:`skpbas.masks.read_mask`). Anomalous images are left out. None: all are normal.
 
         Returns
         -------
         PBASDetector
-            Itself.
+            The fitted detector itself.
 
         Raises
         ------
         InvalidImageError
-            An image that cannot be used, named by index and file; fewer than two good ones.
+            An image that cannot be used, named by index and file; fewer than two normal ones.
         InvalidTargetError
             y does not fit X.
         WeightsError, WeightsUnavailableError
@@ -295,9 +318,9 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         rows = normal_rows(y, len(items))
         if len(rows) < 2:
             raise InvalidImageError(
-                f"fit needs at least 2 good images, got {len(rows)} (1 sample cannot show how good ones vary)"
+                f"fit needs at least 2 normal images, got {len(rows)} (1 sample cannot show how normal images vary)"
                 if y is None
-                else f"fit needs at least 2 good images; y marks {len(rows)} of {len(items)} as good"
+                else f"fit needs at least 2 normal images; y marks {len(rows)} of {len(items)} as normal"
             )
         return self._fit(items, rows, X, y)
 
@@ -311,41 +334,37 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         with tasks.task("features"):
             extractor = self._make_extractor(generator).to(device)
             level_maps = self._level_maps(items, extractor)
-            store = level_maps.store(rows.tolist(), _STORAGE[self.precision], show_progress=bool(settings.verbose))
+            store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         memory = None if level_maps.cache is None else level_maps.cache.memory
         features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator, memory)
 
-        def as_of_now(head: TrainedHead) -> PBASDetector:
+        def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
             completion = Completion(extractor, features.as_of_now(), head, settings)
             model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
-            return copy.copy(self)._set_fitted(extractor, features, head, model, offset)
+            return copy.copy(self)._set_fitted(completion, model, offset)
 
-        head = train_head(features, settings, listener=tasks.epochs(as_of_now))
+        head = train_head(features, settings, listener=tasks.epochs(detector_of))
         completion = Completion(extractor, features, head, settings)
         with tasks.task("threshold"):
             model, offset = completion.model, completion.offset
-        self._set_fitted(extractor, features, head, model, offset)
+        self._set_fitted(completion, model, offset)
         tasks.end()
         return self
 
     def _set_fitted(
-        self,
-        extractor: FeatureExtractor,
-        features: TrainingFeatures,
-        head: TrainedHead,
-        model: PBASModel | Deferred[PBASModel],
-        offset: float | Deferred[float],
+        self, of: Completion, model: PBASModel | Deferred[PBASModel], offset: float | Deferred[float]
     ) -> Self:
-        self.feature_extractor_ = extractor
-        self.map_shape_ = extractor.image_size
+        head = of.head
+        self.feature_extractor_ = of.extractor
+        self.map_shape_ = of.extractor.image_size
         self.center_ = head.center
         self.projector_ = head.projector
         self.discriminator_ = head.discriminator
         self.loss_curve_ = head.loss_curve
         self.n_iter_ = head.n_epochs
-        self.n_samples_fit_ = len(features)
-        self.device_ = features.device
+        self.n_samples_fit_ = len(of.features)
+        self.device_ = of.features.device
         self.model_ = model
         self.offset_ = offset
         return self
@@ -353,9 +372,9 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
 
-        The score is minus the largest score of an image's patches (Eq. 11), of "fused" the mean of the ten largest.
-        None of them ends at a largest value, so images rank even where D(phi(t)) rounds to 1: "discriminator" takes
-        the logit log(D / (1 - D)), and in "fused" and "distance" the distance goes on.
+        The score is minus the largest score of an image's patches (Eq. 11); with "fused", minus the mean of the ten
+        largest. No score has an upper limit, so images rank even where D(phi(t)) rounds to 1: "discriminator" takes the
+        logit log(D / (1 - D)), and the distance in "fused" and "distance" keeps growing.
 
         Parameters
         ----------
@@ -365,8 +384,8 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         -------
         ndarray of shape (n,), float64
         """
-        batches = [self.model_.image_scores(scores).cpu().double() for scores, _ in self._iter_patch_scores(X)]
-        return -torch.cat(batches).numpy()
+        check_is_fitted(self)
+        return image_scores(self.model_, self._iter_patch_scores(X))
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -382,7 +401,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Say of each image whether it is good, +1, or anomalous, -1.
+        """Predict labels: +1 for normal images, -1 for anomalous ones.
 
         Parameters
         ----------
@@ -395,31 +414,30 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
-        """Say of each pixel how anomalous it is.
+        """Return anomaly maps: how anomalous each pixel is.
 
-        The patch scores, brought to the size of the network's input and smoothed (Eq. 12). With
+        The patch scores, upsampled to the size of the network's input and smoothed (Eq. 12). With
         ``patch_score="discriminator"`` these are D(phi(t)). A distance s is shown as s / (s + m), where m is its mean
-        in the last epoch; a fused score such that 0.5 is the mean image score of the normal training images.
+        in the last epoch; a fused score such that 0.5 is the mean image score of the training images.
 
         Parameters
         ----------
         X : array or sequence of images
         size : {"model", "input"}, default="model"
-            "model": ``map_shape_``; "input": each map at its own image's size and place. What a crop did not see
-            is NaN.
+            "model": ``map_shape_``; "input": each map at the size of its image. What a crop did not see is NaN.
 
         Returns
         -------
         ndarray of shape (n, H, W), float32 in [0, 1]
-            Higher is more anomalous. A list of (H_i, W_i) arrays where the images' sizes differ.
+            Higher is more anomalous. A list of (H_i, W_i) arrays if the images' sizes differ.
         """
-        maps = list(self.iter_anomaly_maps(X, size=size))
-        if len({m.shape for m in maps}) > 1:
-            return maps
-        return np.stack(maps)
+        anomaly_maps = list(self.iter_anomaly_maps(X, size=size))
+        if len({anomaly_map.shape for anomaly_map in anomaly_maps}) > 1:
+            return anomaly_maps
+        return np.stack(anomaly_maps)
 
     def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
-        """Yield the maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
+        """Yield the anomaly maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
 
         Parameters
         ----------
@@ -433,7 +451,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         return (anomaly_map for _, anomaly_map in self.iter_scores_and_maps(X, size=size))
 
     def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
-        """Yield ``score_samples`` and ``anomaly_map`` of image after image, from one pass of the network.
+        """Yield ``score_samples`` and ``anomaly_map`` of one image after the other, from one pass of the network.
 
         Parameters
         ----------
@@ -446,54 +464,32 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         """
         if size not in ("model", "input"):
             raise ValueError(f"size={size!r}: choose 'model' or 'input'")
-        return self._render(self._iter_patch_scores(X), to_input=size == "input")
-
-    def _render(
-        self, scored: Iterator[tuple[Tensor, list[Geometry]]], *, to_input: bool
-    ) -> Iterator[tuple[float, NDArray[np.float32]]]:
-        for scores, geometries in scored:
-            maps = self.model_.anomaly_maps(scores)
-            image_scores = (-self.model_.image_scores(scores).cpu().double()).tolist()
-            for image_score, anomaly_map, geometry in zip(image_scores, maps.cpu(), geometries, strict=True):
-                yield image_score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
-
-    def _iter_patch_scores(self, X: Any) -> Iterator[tuple[Tensor, list[Geometry]]]:
-        """Return an iterator over batches: patch scores (B, P), and where each view lies in its image."""
         check_is_fitted(self)
-        items = check_images(X)
-        model = self.model_
-        batches = self._level_maps(items, model.extractor).batches(range(len(items)))
-        return ((model.patch_scores(feature_maps), geometries) for feature_maps, geometries in batches)
+        return iter_results(self.model_, self._iter_patch_scores(X), to_input=size == "input")
+
+    def _iter_patch_scores(self, X: Any) -> Iterator[ScoredBatch]:
+        items = check_images(X)  # at the call, not at the first result
+        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor))
 
     def _level_maps(self, items: Any, extractor: FeatureExtractor) -> LevelMaps:
         images = ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride)
         cache = None
         if self.memory is not None:
-            cache = MapCache(self.memory, extractor, self.resize, _STORAGE[self.precision])
-        return LevelMaps(images, extractor, self._n_workers(), cache)
+            cache = MapCache(self.memory, extractor, self.resize, STORED_DTYPES[self.precision])
+        return LevelMaps(images, extractor, n_threads(self.n_jobs), cache)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
-        if self.patch_size % 2 == 0:
-            raise ValueError(f"patch_size={self.patch_size}: must be odd, so that a neighbourhood has a centre")
-        layers = list(self.layers)
-        if not layers or len(set(layers)) < len(layers):
-            raise ValueError(f"layers={self.layers!r}: name one or more levels, each once")
-        network = build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose))
+        layers = check_layers(self.layers)
         return FeatureExtractor(
-            network,
+            build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose)),
             image_size=height_and_width(self.image_size),
-            patch_size=self.patch_size,
+            patch_size=odd(self.patch_size),
             feature_dim=self.feature_dim,
-            precision=_BACKBONE[self.precision],
+            precision=torch.bfloat16 if self.precision == "bfloat16" else torch.float32,
         )
 
     def _training_settings(self) -> TrainingSettings:
         return TrainingSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingSettings)})
-
-    def _n_workers(self) -> int:
-        if self.n_jobs == -1:
-            return os.cpu_count() or 1
-        return self.n_jobs or 1
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

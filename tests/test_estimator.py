@@ -312,7 +312,7 @@ def test_y_that_does_not_fit_is_refused(good_images, y, reason):
 
 
 def test_fewer_than_two_images_are_refused(good_images):
-    with pytest.raises(InvalidImageError, match="at least 2 good images, got 1"):
+    with pytest.raises(InvalidImageError, match="at least 2 normal images, got 1"):
         small_detector().fit(good_images[:1])
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from skpbas.errors import StorageError
 
+STORED_DTYPES = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Storage of feature maps, by the parameter ``precision``."""
+
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of maps that are kept in memory; a larger store lies in a temporary file."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,25 @@ def height_and_width(image_size: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
         raise ValueError(f"image_size={image_size!r}: give a side or (height, width), in pixels")
     return int(sides[0]), int(sides[1])
+
+
+def odd(patch_size: int) -> int:
+    """Return ``patch_size``, checked: a neighborhood of an even side has no center."""
+    if patch_size % 2 == 0:
+        raise ValueError(f"patch_size={patch_size}: must be odd, so that a neighborhood has a center")
+    return int(patch_size)
+
+
+def check_layers(layers: Any) -> list[str]:
+    """Return ``layers`` as a list of different names."""
+    names = list(layers)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"layers={layers!r}: name one or more levels, each once")
+    return names
+
+
+def n_threads(n_jobs: int | None) -> int:
+    """Return the number of threads that ``n_jobs`` stands for: None is 1, -1 one per core."""
+    if n_jobs == -1:
+        return os.cpu_count() or 1
+    return int(n_jobs or 1)
