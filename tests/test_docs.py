@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -10,20 +11,17 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 import pytest
 
-from skpbas import PBASDetector, core, datasets, errors, metrics, model_selection, presets, scorers
+from skpbas import PBASDetector, core, datasets, errors, masks, metrics, model_selection, presets, scorers
+from skpbas.calibration import ConformalThreshold
+from skpbas.datasets import make_inspection_images
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES_OF_THEIR_OWN = {"embedded"}  # modules of the core that docs/<name>.rst describes
-
-
-def docs_text() -> str:
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.rst")))
-    return f"{pages}\n{inspect.getdoc(PBASDetector)}"
+PAGES_OF_THEIR_OWN = {"backbones.embedded"}  # modules of the core that docs/<name>.rst describes
 
 
 def two_commands() -> str:
@@ -31,27 +29,52 @@ def two_commands() -> str:
     return readme.split("\n## Two commands\n")[1].split("\n## ")[0]
 
 
-def python_blocks() -> list[str]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    for page in sorted(DOCS.glob("*.rst")):
-        text = page.read_text(encoding="utf-8")
-        for block in re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", text):
-            blocks.append(inspect.cleandoc(block))
-    return blocks
+HEADINGS = ["Features", "Input", "Method", "Training", "Scoring", "Runtime"]
+ESTIMATORS = [PBASDetector, ConformalThreshold]
 
 
-def test_every_parameter_is_documented():
-    text = docs_text()
-    parameters = [name for name in inspect.signature(PBASDetector).parameters if name != "self"]
-    assert [name for name in parameters if not re.search(rf"\b{name}\b", text)] == []
+def documented(estimator, section):
+    """The entries of a section of a class's docstring: name, type and description of each, in their order."""
+    entries = pytest.importorskip("numpydoc.docscrape").NumpyDocString(inspect.getdoc(estimator))[section]
+    return [
+        (name, entry.type, " ".join(entry.desc))
+        for entry in entries
+        for name in entry.name.split(", ")
+        if name not in HEADINGS
+    ]
 
 
-def test_every_fitted_attribute_is_documented():
-    text = docs_text()
-    fitted = [name for name in PBASDetector.__annotations__ if name.endswith("_") and not name.startswith("_")]
-    assert len(fitted) > 8
-    assert [name for name in fitted if not re.search(rf"\b{name}\b", text)] == []
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_parameter_is_documented_in_its_place_with_its_default(estimator):
+    parameters = inspect.signature(estimator).parameters
+    entries = documented(estimator, "Parameters")
+    assert [name for name, _, _ in entries] == list(parameters)
+    shared = {}  # defaults of "a, b : float, default=1, 2", by the type that they share
+    for name, kind, text in entries:
+        assert kind
+        assert text.endswith(".")
+        if parameters[name].default is inspect.Parameter.empty:
+            continue
+        defaults = kind.split("default=")[1]
+        options = shared.setdefault(kind, [defaults] if defaults.count("(") else defaults.split(", "))
+        assert ast.literal_eval(options.pop(0) if len(options) > 1 else options[0]) == parameters[name].default, name
+
+
+def test_the_parameters_of_the_detector_stand_under_headings():
+    entries = pytest.importorskip("numpydoc.docscrape").NumpyDocString(inspect.getdoc(PBASDetector))["Parameters"]
+    assert [entry.name for entry in entries if entry.name in HEADINGS] == HEADINGS
+    assert all(entry.desc and not entry.type for entry in entries if entry.name in HEADINGS)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_fitted_attribute_is_documented_and_no_other(estimator):
+    images = make_inspection_images(6, 0, size=32, random_state=0).images
+    detector = PBASDetector("embedded", image_size=32, max_epochs=1, device="cpu", random_state=0)
+    if estimator is ConformalThreshold:
+        detector = ConformalThreshold(detector, max_false_alarm_rate=0.3, random_state=0)
+    fitted = {name for name in vars(detector.fit(images)) if name.endswith("_") and not name.startswith("_")}
+    names = {name for name, _, _ in documented(estimator, "Attributes")}
+    assert names - {"n_features_in_", "feature_names_in_"} == fitted
 
 
 def test_every_method_appears_in_the_guide():
@@ -61,7 +84,7 @@ def test_every_method_appears_in_the_guide():
     assert [name for name in methods if not re.search(rf"\b{name}\b", guide)] == []
 
 
-@pytest.mark.parametrize("module", [metrics, scorers, model_selection, datasets, presets, errors])
+@pytest.mark.parametrize("module", [metrics, scorers, masks, model_selection, datasets, presets, errors])
 def test_the_reference_lists_every_public_name(module):
     reference = (DOCS / "api.rst").read_text(encoding="utf-8")
     names = getattr(module, "__all__", None) or [
@@ -73,22 +96,16 @@ def test_the_reference_lists_every_public_name(module):
 def test_the_reference_lists_every_class_and_function_of_the_core():
     reference = (DOCS / "api.rst").read_text(encoding="utf-8")
     missing = []
-    for info in iter_modules(core.__path__):
-        if info.name in PAGES_OF_THEIR_OWN:
+    for info in walk_packages(core.__path__, "skpbas.core."):
+        place = info.name.removeprefix("skpbas.core.")
+        if place in PAGES_OF_THEIR_OWN:
             continue
-        module = import_module(f"skpbas.core.{info.name}")
+        module = import_module(info.name)
         for name, value in vars(module).items():
             own = getattr(value, "__module__", None) == module.__name__ and callable(value)
-            if own and not name.startswith("_") and f"{info.name}.{name}" not in reference:
-                missing.append(f"{info.name}.{name}")
+            if own and not name.startswith("_") and f"{place}.{name}" not in reference:
+                missing.append(f"{place}.{name}")
     assert missing == []
-
-
-def test_python_blocks_are_python():
-    blocks = python_blocks()
-    assert len(blocks) >= 5
-    for block in blocks:
-        compile(block, "<block>", "exec")
 
 
 def test_the_readme_has_two_commands_of_which_one_runs_the_demo_and_one_the_tests():

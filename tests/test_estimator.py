@@ -258,10 +258,39 @@ def test_contamination_is_the_share_of_training_images_flagged(good_images, spoi
     assert (detector.predict(spoiled) == -1).all()
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
-def test_precision_changes_scores_little(fitted, good_images, spoiled, precision):
+@pytest.mark.parametrize("patch_score", ["fused", "discriminator", "distance"])
+def test_bfloat16_moves_scores_by_no_more_than_its_rounding(good_images, spoiled, patch_score):
+    detector = small_detector(precision="float32", patch_score=patch_score).fit(good_images)
+    X = np.concatenate([good_images, spoiled])
+    exact, model = detector.score_samples(X), detector.model_
+    if patch_score == "discriminator":  # logits are differences: their rounding is that of the hidden layer's sums
+        hidden = model.patch_scorer.hidden(model.extractor.aggregator.pool(model.extractor.feature_maps(to_tensor(X))))
+        scale = float(hidden.abs().amax() * model.patch_scorer.output.abs().sum())
+    else:
+        scale = np.abs(exact).max()
+    bound = 2 * torch.finfo(torch.bfloat16).eps * scale  # one rounding in the features, one in the products
+    for backbone, head in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)):
+        model.extractor.precision, model.patch_scorer.precision = backbone, head
+        rounded = detector.score_samples(X)
+        np.testing.assert_allclose(rounded, exact, rtol=0, atol=bound)
+        assert np.array_equal(rounded, exact) == (patch_score == "distance" and backbone == torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "backbone", "head"),
+    [("float32", torch.float32, torch.float32), ("bfloat16", torch.bfloat16, torch.bfloat16)],
+)
+def test_precision_reaches_backbone_and_scorer_and_finds_the_same_defects(
+    good_images, spoiled, precision, backbone, head
+):
     detector = small_detector(precision=precision).fit(good_images)
+    assert detector.model_.extractor.precision == backbone
+    assert detector.model_.patch_scorer.precision == head
     assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
+
+
+def to_tensor(images):
+    return torch.from_numpy(images.copy()).movedim(-1, 1)
 
 
 def test_values_too_large_for_half_precision_are_kept_in_single(good_images):
@@ -302,7 +331,7 @@ def test_labels_of_zero_and_one_are_warned_of_with_the_way_out(good_images):
         ([1, 1], "2 entries for 12 images"),
         (np.ones((12, 3)), r"shape \(12, 3\)"),
         (5, "got int"),
-        (-np.ones(12), "y marks 0 of 12 as good"),
+        (-np.ones(12), "y marks 0 of 12 as normal"),
     ],
 )
 def test_y_that_does_not_fit_is_refused(good_images, y, reason):

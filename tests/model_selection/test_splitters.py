@@ -162,7 +162,12 @@ def test_group_names_may_be_words_and_shuffling_moves_groups():
         (NormalKFold(3), [0, 0, 1, 1], None, r"y holds 0, 1; expected \+1 .*np\.where\(y == 1, -1, 1\)"),
         (NormalKFold(3), [True, False, True], None, "y holds False, True; expected"),
         (NormalKFold(3), [1, 1, 2], None, "y holds 1, 2; expected"),
-        (NormalKFold(3), [1] * 9 + [-1] * 2, None, "needs 3 normal and 3 anomalous .* 9 normal and 2 anomalous.*Shuffle"),
+        (
+            NormalKFold(3),
+            [1] * 9 + [-1] * 2,
+            None,
+            "needs 3 normal and 3 anomalous .* 9 normal and 2 anomalous.*Shuffle",
+        ),
         (NormalKFold(2), [1, 1, 1, -1, -1], None, "leaves 1 normal images to train on.*y has 3 normal and 2 anomalous"),
         (NormalKFold(2), [1, 1, 1, -1, -1], [0] * 5, "NormalKFold does not read groups: GroupNormalKFold"),
         (NormalShuffleSplit(), [1, 1, 1, -1], [0] * 4, "NormalShuffleSplit does not read groups"),

@@ -73,7 +73,25 @@ def test_training_pictures_depend_on_seed_and_index_alone():
 
 
 @pytest.mark.parametrize("index", range(60))
-def test_training_pictures_of_every_kind_have_the_side_asked_for(index):
-    picture = training_picture(3, index, 40)
+def test_every_training_picture_shows_something(index):
+    picture = training_picture(3, index, 48)
     assert picture.dtype == np.uint8
-    assert picture.shape == (40, 40, 3)
+    assert picture.shape == (48, 48, 3)
+    assert picture.mean(axis=2).std() > 1
+    assert len(np.unique(picture)) > 8
+
+
+def test_training_pictures_are_of_many_kinds():
+    pictures = [training_picture(3, index, 48) for index in range(60)]
+    spread = np.array([picture.std() for picture in pictures])
+    colorfulness = np.array([picture.astype(float).std(axis=2).mean() for picture in pictures])
+    assert spread.max() > 4 * spread.min()  # faint ones and strong ones
+    assert (colorfulness < 1).any()  # gray ones
+    assert (colorfulness > 20).any()  # colored ones
+    assert len({picture.tobytes() for picture in pictures}) == 60
+    grays = np.stack([picture.mean(axis=2) for picture in pictures])
+    coarse = grays.reshape(60, 12, 4, 12, 4).mean(axis=(2, 4)).std(axis=(1, 2))
+    # the means of blocks of 16 independent pixels would have a quarter of the pixels' standard deviation
+    structured = coarse > 0.5 * grays.std(axis=(1, 2))
+    assert structured.mean() > 0.75  # shapes and patterns
+    assert not structured.all()  # and grain
