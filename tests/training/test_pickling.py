@@ -1,0 +1,44 @@
+"""Pickles that were made on another machine open on this one."""
+
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, ROOT
+
+CUDA_DETECTOR = GOLDEN / "cuda_detector.pkl"
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_detector_fitted_on_cuda_opens_without_and_scores_what_it_scored_there(without_cuda):
+    content = pickle.loads(CUDA_DETECTOR.read_bytes())
+    detector = content["detector"]
+    assert detector.device == "cuda"
+    assert detector.device_ == torch.device("cpu")
+    tensors = [*detector.model_.state_dict().values(), detector.center_, *detector.projector_.parameters()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert detector.model_.extractor is detector.feature_extractor_
+    scores = detector.score_samples(content["images"])
+    np.testing.assert_allclose(scores, content["scores"], rtol=1e-4)  # other kernels, other rounding
+    assert set(detector.predict(content["images"])) <= {1, -1}
+
+
+def test_the_committed_detector_asks_for_cuda():
+    names = [argument for _, argument, _ in pickletools.genops(CUDA_DETECTOR.read_bytes()) if isinstance(argument, str)]
+    assert names.count("cuda") >= 2  # the parameter, and the device that it was fitted on
+
+
+def test_the_tool_writes_what_is_committed(without_cuda):
+    import make_cuda_detector
+
+    made, committed = make_cuda_detector.make_state(), pickle.loads(CUDA_DETECTOR.read_bytes())
+    assert (ROOT / "tools" / "make_cuda_detector.py").is_file()
+    np.testing.assert_array_equal(made["images"], committed["images"])
+    assert made["detector"].get_params().keys() == committed["detector"].get_params().keys()
+    assert vars(made["detector"]).keys() == vars(committed["detector"]).keys()  # written again where these change
