@@ -1,19 +1,22 @@
-"""Try each lever of training and scoring alone, on every category, three seeds, at the last step.
+r"""Run each ablation of training and of scoring alone, on every category, with three seeds, at the last step.
 
     python benchmarks/ablation.py --data ../shared/data \
         --backbone resnet18 --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
 
-A lever changes one thing of the default detector. Training levers train anew; readings only read another score out of
-the same training. One row a category, seed, training and reading goes to a CSV as soon as it is known, and rows that
-are there are not computed again, so a run may be stopped at any time. ``--summary`` prints the table: differences to
-the default, by category, with the seeds' spread. Patch scores are kept, so that another reading needs no training.
-Test labels are read for the table alone: nothing is chosen by a run.
+An ablation changes one thing of the default detector. Training ablations train again; scoring variants compute other
+scores from the same training. One row per category, seed, training ablation and scoring variant is written to a CSV as
+soon as it is known. Rows that are there are not computed again, so a run may be stopped at any time. Logits and
+distances of the test patches are kept in files, so another scoring variant needs no training. ``--summary`` prints
+the table: differences from the default, by category, with the standard deviation over the seeds.
+
+Test labels are read for the table alone: a run chooses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -27,16 +30,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from categories import GENERATED, Features, load_features
+from head_training import train
 from measure import append_rows, read_rows, table
 from skorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from skpbas import PBASDetector
-from skpbas._features.sampling import TrainingFeatures
 from skpbas._training.exemplars import POOL_SIZE
-from skpbas._training.loop import TrainedHead, new_net, new_objective
-from skpbas._training.settings import TrainingSettings
+from skpbas._training.settings import SUFFICIENT_EPOCHS, SUFFICIENT_STEPS, n_epochs
+from skpbas.core.centers import distance_to_center
 from skpbas.core.coreset import Coreset, farthest_points
 from skpbas.core.devices import discriminator_precision
 from skpbas.core.maps import MapRenderer
@@ -47,142 +50,186 @@ from skpbas.metrics import image_auroc, pixel_metrics
 
 N_EXEMPLARS, N_DIRECTIONS = PBASDetector().n_exemplars, 128
 METRICS = ("image_auroc", "pixel_auroc", "pixel_pro")
-KEY = ("category", "seed", "training", "reading")
-FEATURE_PARAMETERS = ("image_size", "layers", "feature_dim")  # those among the levers' that change features
+KEY = ("category", "seed", "training", "scoring")
+FEATURE_PARAMETERS = ("image_size", "layers", "feature_dim")  # of an ablation's parameters, those that change features
 
 
-# Training levers
+# Training ablations
 
 
-class VariantObjective(PBASObjective):
-    """The package's step with one thing changed; ``options`` says what."""
+class RandomAlpha(PBASObjective):
+    """Draws an anomaly degree for each feature, uniformly from [low, high]."""
 
-    options: dict[str, Any]
-    n_steps: int
-    step = 0
+    def __init__(self, *networks_and_center: Any, low: float, high: float, **options: Any) -> None:
+        super().__init__(*networks_and_center, **options)
+        self.low, self.high = low, high
 
     def forward(self, features: Tensor) -> StepTerms:
         """Compute the terms for (N, d) patch features."""
-        if self.training:
-            self.step += 1
-        if "hardest" in self.options:
-            with torch.no_grad():
-                u = self.projector(features)
-                distance = torch.linalg.vector_norm(u - self.center[_most_similar(u, self.center)], dim=1)
-            features = features[distance.topk(self.options["hardest"]).indices]
-        if "anneal" in self.options:
-            first, last = self.options["anneal"]
-            self.alpha = first + (last - first) * self.step / self.n_steps
-        if "alphas" in self.options:
-            low, high = self.options["alphas"]
-            self.alpha = torch.empty(len(features), 1).uniform_(low, high, generator=self.generator)  # type: ignore[assignment]
+        degrees = torch.empty(len(features), 1).uniform_(self.low, self.high, generator=self.generator)
+        self.alpha = degrees  # type: ignore[assignment]
         return super().forward(features)
 
 
-def _most_similar(features: Tensor, center: Tensor) -> Tensor:
-    return (features @ F.normalize(center, dim=1).T).argmax(1)
+class HardestPatches(PBASObjective):
+    """Keeps the patches of a step that are farthest from their centers."""
+
+    def __init__(self, *networks_and_center: Any, n_hardest: int, **options: Any) -> None:
+        super().__init__(*networks_and_center, **options)
+        self.n_hardest = n_hardest
+
+    def forward(self, features: Tensor) -> StepTerms:
+        """Compute the terms for (N, d) patch features, of which ``n_hardest`` are used."""
+        with torch.no_grad():
+            distance = distance_to_center(self.projector(features), self.center)
+        return super().forward(features[distance.topk(self.n_hardest).indices])
 
 
-def _nearest_by_distance(features: Tensor, center: Tensor) -> Tensor:
-    return torch.cdist(features, center).argmin(1)
+class NearestByDistance(PBASObjective):
+    """Assigns features to centers by Euclidean distance instead of cosine similarity."""
+
+    @torch.no_grad()
+    def nearest(self, u: Tensor) -> Tensor:
+        """Return the index (N,) of the nearest center of each projected feature (N, d)."""
+        return torch.cdist(u, self.center).argmin(1)
 
 
-class _Ema(Callback):  # type: ignore[misc]
-    """Averages the weights over the steps, and puts the average in their place at the end."""
+class FewerCenters(PBASObjective):
+    """Keeps ``n_centers`` of the centers, spread as far as possible."""
+
+    def __init__(
+        self, projector: Projector, discriminator: Discriminator, center: Tensor, *, n_centers: int, **options: Any
+    ) -> None:
+        super().__init__(projector, discriminator, center[farthest_points(center, n_centers)], **options)
+
+
+class HiddenDropout(PBASObjective):
+    """Drops hidden units of the discriminator while it is trained."""
+
+    def __init__(
+        self, projector: Projector, discriminator: Discriminator, center: Tensor, *, rate: float, **options: Any
+    ) -> None:
+        super().__init__(projector, discriminator, center, **options)
+        discriminator.activation.register_forward_hook(
+            lambda activation, _, hidden: F.dropout(hidden, rate, activation.training)
+        )
+
+
+class AnnealedAlpha(Callback):  # type: ignore[misc]
+    """Moves the anomaly degree linearly from one value to another over the steps."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.last = first, last
+
+    def on_train_begin(self, net: Any, X: Any = None, **kwargs: Any) -> None:
+        """Count the steps of the training."""
+        self.step_, self.n_steps_ = 0, net.max_epochs * math.ceil(len(X) / net.batch_size)
+
+    def on_batch_begin(self, net: Any, **kwargs: Any) -> None:
+        """Set the anomaly degree of the step."""
+        self.step_ += 1
+        net.module_.alpha = self.first + (self.last - self.first) * self.step_ / self.n_steps_
+
+
+class AveragedWeights(Callback):  # type: ignore[misc]
+    """Replaces the weights by their exponential moving average when training ends."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        """Start the average."""
         self.average_ = AveragedModel(net.module_, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
 
     def on_batch_end(self, net: Any, **kwargs: Any) -> None:
+        """Update the average."""
         self.average_.update_parameters(net.module_)
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        """Replace the weights."""
         net.module_.load_state_dict(self.average_.module.state_dict())
 
 
 @dataclass(frozen=True)
-class Training:
-    """A training lever: parameters of the detector, or what only this file can do."""
+class TrainingAblation:
+    """What an ablation changes in training.
+
+    Attributes
+    ----------
+    parameters : dict of str to object
+        Parameters of the detector.
+    objective : callable
+        Makes the objective, from the arguments of :class:`PBASObjective`.
+    callback : callable or None
+        Makes a skorch callback of the training.
+    sufficient_steps, sufficient_epochs : int
+        What ``max_epochs="auto"`` trains at least.
+    """
 
     parameters: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    steps: tuple[int, int] | None = None  # at least so many steps and epochs
+    objective: Callable[..., PBASObjective] = PBASObjective
+    callback: Callable[[], Callback] | None = None
+    sufficient_steps: int = SUFFICIENT_STEPS
+    sufficient_epochs: int = SUFFICIENT_EPOCHS
 
 
-TRAININGS: dict[str, Training] = {
-    "default": Training(),
-    "half the steps": Training(steps=(300, 12)),
-    "twice the steps": Training(steps=(1200, 48)),
-    "one head of 256": Training({"n_heads": 1}),
-    "one head of 512": Training({"n_heads": 1, "hidden_dim": 512}),
-    "one head of 1024": Training({"n_heads": 1, "hidden_dim": 1024}),
-    "two heads of 128": Training({"hidden_dim": 128}),
-    "three heads of 256": Training({"n_heads": 3}),
-    "four heads of 128": Training({"n_heads": 4, "hidden_dim": 128}),
-    "discriminator's rate 2e-4": Training({"discriminator_lr": 2e-4}),
-    "projector's rate 3e-4": Training({"projector_lr": 3e-4}),
-    "2,048 patches a step": Training({"patches_per_step": 2048}),
-    "a rotation for a projector": Training({"projector_init": "orthogonal"}),
-    "Xavier's projector": Training({"projector_init": "xavier"}),
-    "a rotation, one head of 512": Training({"projector_init": "orthogonal", "n_heads": 1, "hidden_dim": 512}),
-    "the article's networks": Training({"projector_init": "xavier", "n_heads": 1, "hidden_dim": 1024}),
-    "alpha 0.2": Training({"alpha": 0.2}),
-    "alpha 0.5": Training({"alpha": 0.5}),
-    "alpha from 0.1 to 0.5 at random": Training(options={"alphas": (0.1, 0.5)}),
-    "alpha annealed from 0.6 to 0.2": Training(options={"anneal": (0.6, 0.2)}),
-    "hardest half of twice the patches": Training({"patches_per_step": 2048}, {"hardest": 1024}),
-    "nearest centre by distance": Training(options={"nearest": "distance"}),
-    "a quarter of the centres": Training(options={"n_centers": 256}),
-    "dropout 0.2": Training(options={"dropout": 0.2}),
-    "EMA 0.99 of the weights": Training(options={"ema": 0.99}),
-    "288 pixels": Training({"image_size": 288}),
-    "320 pixels": Training({"image_size": 320}),
-    "layers 1 to 3": Training({"layers": ("layer1", "layer2", "layer3"), "feature_dim": 448}),
+TRAININGS: dict[str, TrainingAblation] = {
+    "default": TrainingAblation(),
+    "half the steps": TrainingAblation(sufficient_steps=300, sufficient_epochs=12),
+    "twice the steps": TrainingAblation(sufficient_steps=1200, sufficient_epochs=48),
+    "one head of 256": TrainingAblation({"n_heads": 1}),
+    "one head of 512": TrainingAblation({"n_heads": 1, "hidden_dim": 512}),
+    "one head of 1024": TrainingAblation({"n_heads": 1, "hidden_dim": 1024}),
+    "two heads of 128": TrainingAblation({"hidden_dim": 128}),
+    "three heads of 256": TrainingAblation({"n_heads": 3}),
+    "four heads of 128": TrainingAblation({"n_heads": 4, "hidden_dim": 128}),
+    "discriminator learning rate 2e-4": TrainingAblation({"discriminator_lr": 2e-4}),
+    "projector learning rate 3e-4": TrainingAblation({"projector_lr": 3e-4}),
+    "2,048 patches per step": TrainingAblation({"patches_per_step": 2048}),
+    "orthogonal projector initialization": TrainingAblation({"projector_init": "orthogonal"}),
+    "Xavier projector initialization": TrainingAblation({"projector_init": "xavier"}),
+    "orthogonal projector initialization, one head of 512": TrainingAblation(
+        {"projector_init": "orthogonal", "n_heads": 1, "hidden_dim": 512}
+    ),
+    "the paper's networks": TrainingAblation({"projector_init": "xavier", "n_heads": 1, "hidden_dim": 1024}),
+    "alpha 0.2": TrainingAblation({"alpha": 0.2}),
+    "alpha 0.5": TrainingAblation({"alpha": 0.5}),
+    "random alpha from 0.1 to 0.5": TrainingAblation(objective=partial(RandomAlpha, low=0.1, high=0.5)),
+    "alpha annealed from 0.6 to 0.2": TrainingAblation(callback=partial(AnnealedAlpha, 0.6, 0.2)),
+    "hardest half of twice the patches": TrainingAblation(
+        {"patches_per_step": 2048}, partial(HardestPatches, n_hardest=1024)
+    ),
+    "nearest center by distance": TrainingAblation(objective=NearestByDistance),
+    "a quarter of the centers": TrainingAblation(objective=partial(FewerCenters, n_centers=256)),
+    "dropout 0.2": TrainingAblation(objective=partial(HiddenDropout, rate=0.2)),
+    "EMA of the weights, decay 0.99": TrainingAblation(callback=partial(AveragedWeights, 0.99)),
+    "288 pixels": TrainingAblation({"image_size": 288}),
+    "320 pixels": TrainingAblation({"image_size": 320}),
+    "layers 1 to 3": TrainingAblation({"layers": ("layer1", "layer2", "layer3"), "feature_dim": 448}),
 }
 
 
-def train(features: TrainingFeatures, settings: TrainingSettings, lever: Training) -> TrainedHead:
-    """Train a head as the package does, with the lever's change."""
-    options = lever.options
-    objective = new_objective(features, settings)
-    if "n_centers" in options:
-        center = objective.center
-        objective.center = center[farthest_points(center, options["n_centers"])]
-    if "dropout" in options:
-        assert objective.discriminator is not None
-        activation = objective.discriminator.activation
-        objective.discriminator.activation = torch.nn.Sequential(activation, torch.nn.Dropout(options["dropout"]))  # type: ignore[assignment]
-    objective.__class__ = VariantObjective
-    objective.options = options  # type: ignore[attr-defined]
-    epochs = _training.n_epochs(settings, len(features))
-    objective.n_steps = epochs * -(-len(features) // settings.batch_size)  # type: ignore[attr-defined]
-    net = new_net(objective, settings, len(features), "")
-    if "ema" in options:
-        net.callbacks.append(("ema", _Ema(options["ema"])))
-    net.initialize()
-    net.notify("on_train_begin", X=features, y=None)
-    net.fit_loop(features)
-    net.notify("on_train_end", X=features, y=None)
-    objective.eval()
-    if "dropout" in options:
-        objective.discriminator.activation = activation  # type: ignore[union-attr]
-    curve = {name: net.history[:, name] for name in objective.term_names}
-    return TrainedHead(objective.projector, objective.discriminator, objective.center, curve, len(net.history))
-
-
-# Readings
+# Scoring variants
 
 
 @dataclass
 class Trained:
-    """What a training gives for the test patches; every reading starts from it."""
+    """What training gives for the test patches; every scoring variant starts from it.
 
-    logit: Tensor  # (n, H_0, W_0), of D
-    scale: Tensor  # (2,): mean and deviation, over the training images, of logits averaged over 3 x 3
-    distance_to: Callable[[int, int], Tensor]  # exemplars, directions: (n, H_0, W_0), in units of the training's mean
+    Attributes
+    ----------
+    logits : Tensor of shape (n, H_0, W_0)
+        Of the discriminator.
+    scale : Tensor of shape (2,)
+        Mean and standard deviation, over the training images, of logits averaged over 3 x 3 patches.
+    distance_to : callable
+        Takes the numbers of exemplars and of directions; returns distances (n, H_0, W_0), in units of their mean over
+        the training images.
+    """
+
+    logits: Tensor
+    scale: Tensor
+    distance_to: Callable[[int, int], Tensor]
 
     @property
     def distance(self) -> Tensor:
@@ -197,103 +244,123 @@ def fused(
     temperature: float = 3.0,
     side: int = 3,
     weight: float = 1.0,
-    standardised: bool = True,
+    standardized: bool = True,
 ) -> Tensor:
-    """Return the package's score, or one with something changed."""
-    around = average_around(trained.logit, side)
-    mean, deviation = trained.scale if standardised else (0.0, 1.0)
-    return (1 + weight * torch.sigmoid((around - mean) / deviation / temperature)) * distance
+    """Return the package's fused patch scores (n, H_0, W_0), or scores with something changed.
+
+    Parameters
+    ----------
+    trained : Trained
+    distance : Tensor of shape (n, H_0, W_0)
+    temperature : float, default=3.0
+    side : int, default=3
+        Odd side of the square of patches that logits are averaged over.
+    weight : float, default=1.0
+        Of the discriminator's probability.
+    standardized : bool, default=True
+        Whether logits are standardized.
+    """
+    averaged = averaged_logits(trained.logits, side)
+    mean, std = trained.scale if standardized else (0.0, 1.0)
+    return (1 + weight * torch.sigmoid((averaged - mean) / std / temperature)) * distance
 
 
-def average_around(logit: Tensor, side: int) -> Tensor:
-    """Average (n, H, W) over the patches around each."""
-    return F.avg_pool2d(logit[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
+def averaged_logits(logits: Tensor, side: int) -> Tensor:
+    """Average logits (n, H, W) over squares of patches."""
+    return F.avg_pool2d(logits[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Patch scores, image scores, and the map's smoothing."""
+class ScoringVariant:
+    """How patches and images are scored, and how the anomaly map is smoothed.
+
+    Attributes
+    ----------
+    patches : callable
+        Returns the patch scores (n, H_0, W_0) of a training.
+    n_largest : int
+        Patch scores whose mean is the image score.
+    smoothing_sigma : float
+        In pixels of the anomaly map.
+    image_from_map : bool
+        Whether the image score is the largest value of the anomaly map instead.
+    """
 
     patches: Callable[[Trained], Tensor] = lambda trained: fused(trained, trained.distance)
-    largest: int = 10  # patches whose mean score is the image's
-    sigma: float = 4.0
+    n_largest: int = 10
+    smoothing_sigma: float = 4.0
     image_from_map: bool = False
 
 
-def changed(**settings: Any) -> Reading:
-    """Return the fused score with something changed."""
-    return Reading(lambda trained: fused(trained, trained.distance, **settings))
+def changed(**options: Any) -> ScoringVariant:
+    """Return the fused score with something changed; see :func:`fused`."""
+    return ScoringVariant(lambda trained: fused(trained, trained.distance, **options))
 
 
-def with_coreset(n_exemplars: int, n_directions: int) -> Reading:
+def with_coreset(n_exemplars: int, n_directions: int) -> ScoringVariant:
     """Return the fused score with another coreset."""
-
-    def patches(trained: Trained) -> Tensor:
-        return fused(trained, trained.distance_to(n_exemplars, n_directions))
-
-    return Reading(patches)
+    return ScoringVariant(lambda trained: fused(trained, trained.distance_to(n_exemplars, n_directions)))
 
 
-READINGS: dict[str, Reading] = {
-    "default": Reading(),
-    "the article's score: discriminator, largest": Reading(lambda t: t.logit, largest=1),
-    "distance to exemplars alone": Reading(lambda t: t.distance),
-    "largest patch": Reading(largest=1),
-    "mean of the 3 largest": Reading(largest=3),
-    "mean of the 30 largest": Reading(largest=30),
-    "largest of the smoothed map": Reading(image_from_map=True),
-    "logits as they come": changed(side=1),
+SCORINGS: dict[str, ScoringVariant] = {
+    "default": ScoringVariant(),
+    "the paper's score: discriminator, largest patch": ScoringVariant(lambda trained: trained.logits, n_largest=1),
+    "distance to exemplars alone": ScoringVariant(lambda trained: trained.distance),
+    "largest patch": ScoringVariant(n_largest=1),
+    "mean of the 3 largest": ScoringVariant(n_largest=3),
+    "mean of the 30 largest": ScoringVariant(n_largest=30),
+    "largest of the smoothed map": ScoringVariant(image_from_map=True),
+    "logits not averaged": changed(side=1),
     "logits averaged over 5 x 5": changed(side=5),
-    "logits not standardised, temperature 2": changed(temperature=2.0, standardised=False),
+    "logits not standardized, temperature 2": changed(temperature=2.0, standardized=False),
     "temperature 2": changed(temperature=2.0),
     "temperature 4": changed(temperature=4.0),
     "(1 + 2 D') distance": changed(weight=2.0),
     "(1 + D) distance, largest patch": dataclasses.replace(
-        changed(side=1, temperature=1.0, standardised=False), largest=1
+        changed(side=1, temperature=1.0, standardized=False), n_largest=1
     ),
-    "smoothing 3": Reading(sigma=3.0),
-    "smoothing 5": Reading(sigma=5.0),
+    "smoothing 3": ScoringVariant(smoothing_sigma=3.0),
+    "smoothing 5": ScoringVariant(smoothing_sigma=5.0),
 }
-CORESET_READINGS: dict[str, Reading] = {
+CORESET_SCORINGS: dict[str, ScoringVariant] = {
     "2,048 exemplars": with_coreset(2048, N_DIRECTIONS),
     "8,192 exemplars": with_coreset(8192, N_DIRECTIONS),
     "64 directions": with_coreset(N_EXEMPLARS, 64),
     "256 directions": with_coreset(N_EXEMPLARS, 256),
 }
-BASIC_READINGS = list(READINGS)[:2]  # for trainings other than the default
-AVERAGED = "heads of all seeds averaged"
+BASIC_SCORINGS = list(SCORINGS)[:2]  # for trainings other than the default
+AVERAGED = "logits averaged over all seeds"
 
 
-def logits_of_training(category: Features, detector: PBASDetector, lever: Training, seed: int) -> tuple[Tensor, Tensor]:
-    """Train, and return the logits (n, H_0, W_0) of the test patches, and the training images' scale of logits (2,)."""
+def train_and_score(
+    category: Features, detector: PBASDetector, ablation: TrainingAblation, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Train; return the logits (n, H_0, W_0) of the test patches, and their scale (2,) as :class:`Trained` has it."""
     features = category.training(seed)
     settings = detector._training_settings()
-    saved = _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS
-    nearest = losses.nearest_center
-    if lever.steps:
-        _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = lever.steps
-    if lever.options.get("nearest") == "distance":
-        losses.nearest_center = _nearest_by_distance
-    try:
-        head = train(features, settings, lever)
-    finally:
-        _training.SUFFICIENT_STEPS, _training.SUFFICIENT_EPOCHS = saved
-        losses.nearest_center = nearest
-    assert head.discriminator is not None
-    scorer = DiscriminatorScorer(features.aggregator, head.projector, head.discriminator)
+    epochs = n_epochs(
+        settings,
+        len(features),
+        sufficient_steps=ablation.sufficient_steps,
+        sufficient_epochs=ablation.sufficient_epochs,
+    )
+    callbacks = [] if ablation.callback is None else [ablation.callback()]
+    objective = train(features, dataclasses.replace(settings, max_epochs=epochs), ablation.objective, callbacks)
+    assert objective.discriminator is not None
+    scorer = DiscriminatorScorer(features.aggregator, objective.projector, objective.discriminator)
     scorer.precision = discriminator_precision(settings.precision, features.device)
     grid = category.extractor.grid_shape
     of_training = torch.cat([scorer(parts) for parts, _ in features.parts_in_order(1)]).unflatten(1, grid)
-    of_patches = average_around(of_training, 3)
+    averaged = averaged_logits(of_training, 3)
     logits = torch.cat([scorer(parts) for parts in category.test_parts()]).unflatten(1, grid)
-    return logits, torch.stack([of_patches.mean(), of_patches.std()])
+    return logits, torch.stack([averaged.mean(), averaged.std()])
 
 
 def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: int) -> Tensor:
-    """Return the distances (n, H_0, W_0) of the test patches; no seed and no training moves them."""
+    """Return the distances (n, H_0, W_0) of the test patches; they depend on no seed and on no training."""
     features = category.training(0)
     dim = features.aggregator.feature_dim
-    untrained = Projector(dim, torch.Generator()), Discriminator(dim, 1, torch.Generator())  # distances ask neither
+    untrained = Projector(dim, torch.Generator()), Discriminator(dim, 1, torch.Generator())  # distances need neither
     coreset = Coreset.of(
         features.sample(POOL_SIZE), min(n_exemplars, len(features) * features.n_positions // 4), n_directions
     )
@@ -304,25 +371,25 @@ def distances_to_exemplars(category: Features, n_exemplars: int, n_directions: i
 
 
 class Runs:
-    """A lever's trainings on a category; logits and distances are kept in files.
+    """The trainings of an ablation on a category; logits and distances are kept in files.
 
     Parameters
     ----------
     name, category : str
-        Of the lever and of the category.
+        Of the ablation and of the category.
     options : argparse.Namespace
     """
 
     def __init__(self, name: str, category: str, options: argparse.Namespace) -> None:
         self.name, self.category_name, self.data = name, category, options.data
-        self.folder: Path = options.output.with_suffix("")  # beside the CSV
-        self.lever = TRAININGS[name]
+        self.folder: Path = options.output.with_suffix("")  # next to the CSV
+        self.ablation = TRAININGS[name]
         self.detector = PBASDetector(
             options.backbone,
             weights=None if options.weights == "none" else options.weights,
             device="cpu",
             memory=options.memory,
-            **self.lever.parameters,
+            **self.ablation.parameters,
         )
         self._distances: dict[tuple[int, int], Tensor] = {}
 
@@ -332,23 +399,23 @@ class Runs:
         return load_features(self.category_name, self.data, self.detector)
 
     def trained(self, seeds: Sequence[int]) -> Trained:
-        """Return what a training gives, or the mean of several's logits."""
-        made = [
+        """Return what training gives, with the logits averaged over the seeds."""
+        of_seeds = [
             self._kept(
                 f"{self.name}-{self.category_name}-{seed}",
-                partial(logits_of_training, self.category, self.detector, self.lever, seed),
+                partial(train_and_score, self.category, self.detector, self.ablation, seed),
             )
             for seed in seeds
         ]
-        logit, scale = (torch.stack(values).mean(0) for values in zip(*made, strict=True))
-        return Trained(logit, scale, self.distance_to)
+        logits, scale = (torch.stack(values).mean(0) for values in zip(*of_seeds, strict=True))
+        return Trained(logits, scale, self.distance_to)
 
     def distance_to(self, n_exemplars: int, n_directions: int) -> Tensor:
-        """Return the distances of the test patches; levers that leave the features alone share them."""
+        """Return the distances of the test patches; ablations with the same features share them."""
         key = n_exemplars, n_directions
         if key not in self._distances:
-            changed = [f"{k} {v}" for k, v in self.lever.parameters.items() if k in FEATURE_PARAMETERS]
-            stem = "-".join(["exemplars", self.category_name, *changed, *map(str, key)])
+            changes = [f"{k} {v}" for k, v in self.ablation.parameters.items() if k in FEATURE_PARAMETERS]
+            stem = "-".join(["exemplars", self.category_name, *changes, *map(str, key)])
             self._distances[key] = self._kept(stem, partial(distances_to_exemplars, self.category, *key))
         return self._distances[key]
 
@@ -360,15 +427,16 @@ class Runs:
         return torch.load(file, weights_only=True)
 
 
-def measure(category: Features, trained: Trained, reading: Reading) -> dict[str, float]:
-    """Return the metrics of a reading."""
-    patches = reading.patches(trained)
-    maps = MapRenderer(category.extractor.grid_shape, category.extractor.image_size, reading.sigma)(patches.flatten(1))
-    largest = patches.flatten(1).topk(reading.largest, dim=1).values.mean(1)
-    images = maps.flatten(1).amax(1) if reading.image_from_map else largest
+def metrics_of(category: Features, trained: Trained, variant: ScoringVariant) -> dict[str, float]:
+    """Return the metrics of a scoring variant."""
+    patches = variant.patches(trained).flatten(1)
+    extractor = category.extractor
+    anomaly_maps = MapRenderer(extractor.grid_shape, extractor.image_size, variant.smoothing_sigma)(patches)
+    mean_of_largest = patches.topk(variant.n_largest, dim=1).values.mean(1)
+    image_scores = anomaly_maps.flatten(1).amax(1) if variant.image_from_map else mean_of_largest
     return {
-        "image_auroc": image_auroc(category.labels, images.numpy()),
-        **{k: v for k, v in pixel_metrics(category.masks, maps.numpy()).items() if k in METRICS},
+        "image_auroc": image_auroc(category.labels, image_scores.numpy()),
+        **{k: v for k, v in pixel_metrics(category.masks, anomaly_maps.numpy()).items() if k in METRICS},
     }
 
 
@@ -376,26 +444,26 @@ def measure(category: Features, trained: Trained, reading: Reading) -> dict[str,
 
 
 def summary(rows: list[dict[str, str]], base: tuple[str, str] = ("default", "default")) -> list[dict[str, str]]:
-    """Return a row a lever: the base's metrics, or how far the lever's lie from them, means over the seeds."""
+    """Return a row per ablation: the metrics of the base, or an ablation's differences from them, as seed means."""
     cells: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         training = AVERAGED if row["seed"] == AVERAGED else row["training"]
         for metric in ("image_auroc", "pixel_pro"):
-            cells[training, row["reading"]][row["category"], metric].append(float(row[metric]))
+            cells[training, row["scoring"]][row["category"], metric].append(float(row[metric]))
     of_base = cells[base]
     lines = []
-    for (training, reading), values in cells.items():
-        line = {"training": training, "reading": reading}
+    for (training, scoring), values in cells.items():
+        line = {"training": training, "scoring": scoring}
         differences = defaultdict(list)
         for (category, metric), base_values in of_base.items():
-            mine = values.get((category, metric))
-            if not mine:
+            of_seeds = values.get((category, metric))
+            if not of_seeds:
                 line[f"{category} {metric}"] = ""
                 continue
-            mean, base_mean = statistics.mean(mine), statistics.mean(base_values)
-            if (training, reading) == base:
-                spread = statistics.stdev(mine) if len(mine) > 1 else 0.0
-                line[f"{category} {metric}"] = f"{mean:.3f} ± {spread:.3f}"
+            mean, base_mean = statistics.mean(of_seeds), statistics.mean(base_values)
+            if (training, scoring) == base:
+                std = statistics.stdev(of_seeds) if len(of_seeds) > 1 else 0.0
+                line[f"{category} {metric}"] = f"{mean:.3f} ± {std:.3f}"
             else:
                 line[f"{category} {metric}"] = f"{mean - base_mean:+.3f}"
             differences[metric].append(mean - base_mean)
@@ -413,30 +481,36 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--training", nargs="+", default=list(TRAININGS), choices=list(TRAININGS), metavar="LEVER")
     parser.add_argument(
-        "--reading", nargs="+", default=list(READINGS), choices=[*READINGS, *CORESET_READINGS], metavar="READING"
-    )
+        "--training", nargs="+", default=list(TRAININGS), choices=list(TRAININGS), metavar="ABLATION",
+        help="training ablations, by name; default: all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scoring", nargs="+", default=list(SCORINGS), choices=[*SCORINGS, *CORESET_SCORINGS], metavar="VARIANT",
+        help="scoring variants, by name; default: all but those with another coreset",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.csv"))
-    parser.add_argument("--memory", type=Path, default=Path("benchmarks/results/maps"), help="keeps the network's maps")
+    parser.add_argument(
+        "--memory", type=Path, default=Path("benchmarks/results/feature_maps"), help="folder that keeps feature maps"
+    )
     parser.add_argument("--summary", action="store_true", help="only print the table")
     options = parser.parse_args()
 
     done = {tuple(row[key] for key in KEY) for row in read_rows(options.output)}
     for name, category in product([] if options.summary else options.training, options.category):
-        readings = [r for r in options.reading if name == "default" or r in BASIC_READINGS]
+        variants = [v for v in options.scoring if name == "default" or v in BASIC_SCORINGS]
         runs = Runs(name, category, options)
         for seed in [*options.seeds, AVERAGED]:
-            missing = [r for r in readings if (category, str(seed), name, r) not in done]
+            missing = [v for v in variants if (category, str(seed), name, v) not in done]
             if seed == AVERAGED:
-                missing = [r for r in missing if name == "default" and r in BASIC_READINGS]
+                missing = [v for v in missing if name == "default" and v in BASIC_SCORINGS]
             if not missing:
                 continue
             trained = runs.trained(options.seeds if seed == AVERAGED else [seed])
             rows = [
-                {"category": category, "seed": seed, "training": name, "reading": reading}
-                | measure(runs.category, trained, (READINGS | CORESET_READINGS)[reading])
-                for reading in missing
+                {"category": category, "seed": seed, "training": name, "scoring": variant}
+                | metrics_of(runs.category, trained, (SCORINGS | CORESET_SCORINGS)[variant])
+                for variant in missing
             ]
             append_rows(options.output, rows)
             print(name, category, seed, {k: round(rows[0][k], 4) for k in METRICS}, flush=True)

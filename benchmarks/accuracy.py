@@ -1,17 +1,16 @@
-"""Image and pixel metrics on real categories: last epoch, nothing chosen on test images.
+r"""Image and pixel metrics on real categories, at the last epoch; nothing is chosen by the test images.
 
     python benchmarks/accuracy.py --data ../shared/data --category bottle screw \
         --backbone resnet18 --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
 
-prints a table and appends one row a run to a CSV, with the settings and the versions used. ``--set alpha=0.5`` changes
-any parameter of the detector, ``--set synthesis=None --set center_init="'mean'"`` gives ABL alone.
+prints a table and appends one row per run to a CSV, with the parameters and the versions of the libraries. ``--set``
+changes any parameter of the detector: ``--set alpha=0.5``, or ``--set synthesis=None center_init=mean`` for ABL alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import csv
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from categories import Images, load_images, masks_at_map_size
+from measure import append_rows
 from safetensors.torch import load_file
 
 import skpbas
@@ -58,7 +58,7 @@ def other_embedded(path: Path) -> EmbeddedBackbone:
 
 
 def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) -> dict[str, float]:
-    """Fit on a category's training images, or on some of them by the seed, and measure on all of its test images."""
+    """Fit on a category's training images, or on ``n_train`` of them drawn by the seed; measure on all test images."""
     train = images.train
     if n_train is not None:
         chosen = np.random.default_rng(parameters["random_state"]).permutation(len(train))[:n_train]
@@ -70,20 +70,20 @@ def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) 
         parameters = {**parameters, "backbone": other_embedded(Path(parameters["backbone"]))}
     detector = PBASDetector(**parameters).fit(train)
     fit_seconds = time.perf_counter() - start
-    scores, maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
+    scores, anomaly_maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
     score_samples = np.array(scores)
     flagged = score_samples < detector.offset_
     anomalous = images.labels == -1
-    masks = masks_at_map_size(images.masks, detector.map_shape_, detector.resize)
+    masks = masks_at_map_size(images.masks, images.test, detector.map_shape_, detector.resize)
     return {
         "image_auroc": image_auroc(images.labels, -score_samples),
         "image_ap": image_ap(images.labels, -score_samples),
-        **pixel_metrics(masks, np.stack(maps)),
+        **pixel_metrics(masks, np.stack(anomaly_maps)),
         "false_alarms": float(flagged[~anomalous].mean()),
         "misses": float((~flagged)[anomalous].mean()),
         "fit_seconds": fit_seconds,
         "epochs": detector.n_iter_,
-        "train_images": len(train),
+        "n_train": len(train),
     }
 
 
@@ -93,14 +93,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of categories in MVTec AD's layout")
     parser.add_argument("--category", nargs="+", required=True)
     parser.add_argument(
-        "--backbone", default="wide_resnet50_2", help=f'the estimator\'s, "{UNTRAINED}" or a .safetensors file of it'
+        "--backbone",
+        default="wide_resnet50_2",
+        help=f'a backbone of the detector, "{UNTRAINED}", or a .safetensors file with weights of the embedded backbone',
     )
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--train-images", nargs="+", type=int, default=[None], help="so many, drawn by the seed")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further parameters")
-    parser.add_argument("--name", default="", help="a word for the CSV's rows")
+    parser.add_argument(
+        "--train-images", nargs="+", type=int, default=[None], help="number of training images, drawn by the seed"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters of the detector")
+    parser.add_argument("--name", default="", help="written into the column of that name")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/accuracy.csv"))
     parser.add_argument("--verbose", type=int, default=0)
     options = parser.parse_args()
@@ -130,7 +134,7 @@ def main() -> None:
             settings = {**parameters, "random_state": seed}
             result = run(images, settings, n_train)
             figures = " ".join(f"{result[column]:12.4f}" for column in COLUMNS)
-            print(f"{category:19} {seed:4d} {result['train_images']:6d} {figures}", flush=True)
+            print(f"{category:19} {seed:4d} {result['n_train']:6d} {figures}", flush=True)
             row = {
                 "name": options.name,
                 "category": category,
@@ -139,14 +143,8 @@ def main() -> None:
                 "parameters": json.dumps(settings),
                 "versions": json.dumps(versions),
             }
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not options.output.exists()
-            with options.output.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
-    print(f"settings {json.dumps(parameters)}; versions {json.dumps(versions)}; written to {options.output}")
+            append_rows(options.output, [row])
+    print(f"parameters {json.dumps(parameters)}; versions {json.dumps(versions)}; written to {options.output}")
 
 
 if __name__ == "__main__":

@@ -8,70 +8,69 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skpbas import PBASDetector
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
-from skpbas._inputs.images import Geometry
+from skpbas._inputs import mask_reader
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.datasets import load_mvtec, make_inspection_images
 
 GENERATED = {"generated-hex_nut": "hex_nut", "generated-printed_board": "printed_board"}
-"""Names of generated categories: 60 good images to learn from, 30 good and 40 defective ones to judge."""
+"""Generated categories and their kinds: 60 normal images for training, 30 normal and 40 anomalous ones for testing."""
 
 
 @dataclass
 class Images:
-    """What a category consists of: arrays or paths, labels +1 and -1, and masks (None, paths or arrays)."""
+    """The images of a category: arrays or paths, labels +1 and -1, and masks (None, paths or arrays)."""
 
     train: Any
     test: Any
-    labels: np.ndarray
+    labels: NDArray[np.int64]
     masks: Any
 
 
 @dataclass
 class Features:
-    """Features of a category, as training and the scorers read them.
+    """The features of a category, as training and patch scorers read them.
 
     Attributes
     ----------
     extractor : FeatureExtractor
     train : FeatureStore
     test : list of Tensor of shape (n, n_l, H_l, W_l)
-        One a level.
+        One per level.
     labels : ndarray of shape (n,)
-    masks : ndarray of shape (n, H, W)
-        At the maps' size.
+        +1 normal, -1 anomalous.
+    masks : ndarray of shape (n, H, W), bool
+        At the size of the anomaly maps.
     """
 
     extractor: FeatureExtractor
     train: FeatureStore
     test: list[Tensor]
-    labels: np.ndarray
-    masks: np.ndarray
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_]
 
-    def training(self, seed: int, n_images: int | None = None) -> TrainingFeatures:
-        """Return the training images, or the first so many of an order that depends on the seed."""
+    def training(self, seed: int) -> TrainingFeatures:
+        """Return the training images, with a generator of this seed."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.arange(len(self.train))
-        if n_images is not None:
-            rows = torch.randperm(len(rows), generator=generator)[:n_images].sort().values
         return TrainingFeatures(self.train, rows, self.extractor.aggregator, torch.device("cpu"), generator)
 
     def test_parts(self) -> list[list[Tensor]]:
-        """Return the levels' parts, one test image after the other, as prediction on a CPU has them."""
+        """Return the levels' parts, one test image at a time, as in prediction on a CPU."""
         return [[level[i : i + 1] for level in self.test] for i in range(len(self.labels))]
 
 
 def category_root(data: Path, category: str) -> Path:
-    """Return the folder that holds a category's folder: ``data`` or one of its own folders."""
+    """Return the folder that contains a category's folder: ``data`` or one of its subfolders."""
     for root in (data, *sorted(p for p in data.iterdir() if p.is_dir())):
         if (root / category / "train").is_dir():
             return root
-    raise SystemExit(f"--category {category}: neither {data} nor a folder in it holds {category}/train")
+    raise SystemExit(f"--category {category}: no {category}/train in {data} or in one of its subfolders")
 
 
 def load_images(name: str, data: Path) -> Images:
@@ -84,21 +83,14 @@ def load_images(name: str, data: Path) -> Images:
     return Images(train.images, test.images, test.labels, test.masks)
 
 
-def masks_at_map_size(masks: Any, map_shape: tuple[int, int], resize: str = "stretch") -> np.ndarray:
-    """Bring masks (paths, arrays or None) to the maps' geometry, nearest: (n, H, W) bool."""
-    seen = np.zeros((len(masks), *map_shape), bool)
-    for i, mask in enumerate(masks):
-        if mask is None:
-            continue
-        if isinstance(mask, Path):
-            with Image.open(mask) as opened:
-                mask = np.asarray(opened.convert("L")) > 127
-        seen[i] = Geometry.of(mask.shape, map_shape, resize).view_of_mask(mask)
-    return seen
+def masks_at_map_size(masks: Any, images: Any, map_shape: tuple[int, int], resize: str) -> NDArray[np.bool_]:
+    """Bring masks (paths, arrays or None) to the geometry of their images' anomaly maps: (n, H, W)."""
+    seen, _ = mask_reader.masks_at_map_size(masks, images, map_shape, resize, name="masks")
+    return np.stack([np.zeros(map_shape, bool) if mask is None else mask for mask in seen])
 
 
 def load_features(name: str, data: Path, detector: PBASDetector) -> Features:
-    """Run the detector's backbone over a category; its ``memory`` keeps what an earlier run computed."""
+    """Run the detector's backbone on a category; its ``memory`` keeps the feature maps across runs."""
     images = load_images(name, data)
     extractor = detector._make_extractor(torch.Generator().manual_seed(0))
 
@@ -106,5 +98,5 @@ def load_features(name: str, data: Path, detector: PBASDetector) -> Features:
         return detector._level_maps(items, extractor).store(range(len(items)), torch.float16, show_progress=False)
 
     test = [part.float() for part in stored(images.test).get(torch.arange(len(images.test)))]
-    masks = masks_at_map_size(images.masks, extractor.image_size, detector.resize)
+    masks = masks_at_map_size(images.masks, images.test, extractor.image_size, detector.resize)
     return Features(extractor, stored(images.train), test, images.labels, masks)

@@ -1,11 +1,11 @@
-"""Images a second and memory of ``skpbas.distributed.score_images``, beside one process without Dask.
+"""Throughput and memory of ``skpbas.distributed.score_images``, and of one process without Dask for comparison.
 
     python benchmarks/cluster.py                          # the embedded backbone, 1 and 2 workers
     python benchmarks/cluster.py --workers 1 2 4 8 --images 1000 10000
 
-Images are generated once, written to PNG files and given again and again as paths. Every process computes with one
-thread. Starting the cluster does not count, sending the detector and opening it on the workers does. Memory is the most
-that a process has held: of the largest worker since its start, of the client beyond what it held before.
+Images are generated once and written to PNG files, whose paths are passed repeatedly. Every process computes with one
+thread. Starting the cluster is not timed; sending the detector and loading it on the workers is. Memory is the peak of
+a process: for the largest worker since its start, for the client beyond what it held before.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from scaling import write_images
 from skpbas import PBASDetector
 from skpbas.distributed import score_images
 
-N_WARM = 8  # images before the clock starts
+N_WARMUP = 8  # images scored before the timing starts
 
 
-def names(paths: list[Path], n: int) -> Iterator[Path]:
-    """Yield n paths, the given ones over and over, never as a list."""
+def repeated(paths: list[Path], n: int) -> Iterator[Path]:
+    """Yield n paths by repeating the given ones."""
     return islice(cycle(paths), n)
 
 
-def most_held() -> int:
-    """Return the most bytes that this process has held; elsewhere than on Linux, or its parent when it started."""
+def peak_bytes() -> int:
+    """Return the peak memory of this process; except on Linux, it includes what its parent held when it started."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def alone(saved: Path, paths: list[Path], n: int) -> tuple[float, float, int]:
-    """Return seconds, and MiB of client and worker, of one process without Dask."""
+def in_one_process(saved: Path, paths: list[Path], n: int) -> tuple[float, float, int]:
+    """Return seconds, and bytes of client and worker, of one process without Dask."""
     torch.set_num_threads(1)
     detector = joblib.load(saved)
-    detector.score_samples(paths[:N_WARM])
+    detector.score_samples(paths[:N_WARMUP])
     start = time.perf_counter()
-    detector.score_samples(list(names(paths, n)))
-    return time.perf_counter() - start, 0.0, most_held()
+    detector.score_samples(list(repeated(paths, n)))
+    return time.perf_counter() - start, 0.0, peak_bytes()
 
 
 def on_cluster(
     saved: Path, paths: list[Path], n: int, n_workers: int, batch_size: int, output: Path | None
 ) -> tuple[float, float, int]:
-    """Return seconds, and MiB of client and worker, on a new cluster of so many processes."""
+    """Return seconds, and bytes of client and worker, on a new cluster of ``n_workers`` processes."""
     detector = joblib.load(saved)
     cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
     with cluster, Client(cluster) as client:
-        deque(score_images(detector, paths[:N_WARM], client=client, batch_size=1), maxlen=0)
+        deque(score_images(detector, paths[:N_WARMUP], client=client, batch_size=1), maxlen=0)
         with PeakMemory() as peak:
             start = time.perf_counter()
+            images = repeated(paths, n)
             if output is None:
-                done = sum(1 for _ in score_images(detector, names(paths, n), client=client, batch_size=batch_size))
+                done = sum(1 for _ in score_images(detector, images, client=client, batch_size=batch_size))
             else:
-                summary = score_images(
-                    detector, names(paths, n), client=client, batch_size=batch_size, output=output / f"{n_workers}-{n}"
-                )
+                target = output / f"{n_workers}-{n}"
+                summary = score_images(detector, images, client=client, batch_size=batch_size, output=target)
                 done = summary.n_images - summary.n_failed
             seconds = time.perf_counter() - start
         assert done == n
-        return seconds, peak.bytes, max(client.run(most_held).values())
+        return seconds, peak.bytes, max(client.run(peak_bytes).values())
 
 
 def main() -> None:
@@ -82,28 +82,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--weights", default="none", help='"imagenet", a state-dict file, or "none"')
-    parser.add_argument("--image-side", type=int, default=512, help="of the files, in pixels")
-    parser.add_argument("--image-size", type=int, default=256, help="of the network's input, in pixels")
-    parser.add_argument("--images", nargs="+", type=int, default=[500, 2000])
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--image-side", type=int, default=512, help="side of the image files in pixels")
+    parser.add_argument("--image-size", type=int, default=256, help="side of the network's input in pixels")
+    parser.add_argument("--images", nargs="+", type=int, default=[500, 2000], help="numbers of images")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="numbers of workers")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     weights = None if options.weights == "none" else options.weights
     rows: list[dict[str, Any]] = []
 
-    def add(how: str, n: int, n_processes: int, measured: tuple[float, float, int]) -> None:
+    def add(setup: str, n: int, n_processes: int, measured: tuple[float, float, int]) -> None:
         seconds, client, worker = measured
         baseline = next((row["images/s"] for row in rows if row["images"] == n), f"{n / seconds:.1f}")
         rows.append(
             {
-                "how": how,
+                "setup": setup,
                 "images": n,
                 "seconds": f"{seconds:.1f}",
                 "images/s": f"{n / seconds:.1f}",
-                "images/s a process": f"{n / seconds / n_processes:.1f}",
-                "times one process": f"{n / seconds / float(baseline):.2f}",
-                "client MiB more": f"{client / 2**20:.0f}",
+                "images/s per process": f"{n / seconds / n_processes:.1f}",
+                "speedup over one process": f"{n / seconds / float(baseline):.2f}",
+                "added client MiB": f"{client / 2**20:.0f}",
                 "largest process MiB": f"{worker / 2**20:.0f}",
             }
         )
@@ -119,12 +119,12 @@ def main() -> None:
         joblib.dump(detector.fit(paths[:16]), saved)
         print(f"the detector is {saved.stat().st_size / 2**20:.1f} MiB")
         for n in options.images:
-            add("one process, no Dask", n, 1, in_child(alone, saved, paths, n))
+            add("one process, no Dask", n, 1, in_child(in_one_process, saved, paths, n))
             for n_workers in options.workers:
                 for output in (None, folder / "parquet"):
-                    how = f"{n_workers} worker{'s' * (n_workers > 1)}, {'a stream' if output is None else 'Parquet'}"
+                    setup = f"{n_workers} worker{'s' * (n_workers > 1)}, {'stream' if output is None else 'Parquet'}"
                     measured = on_cluster(saved, paths, n, n_workers, options.batch_size, output)
-                    add(how, n, n_workers, measured)
+                    add(setup, n, n_workers, measured)
     report(f"cluster-{options.backbone}", rows, options.output)
 
 

@@ -1,9 +1,10 @@
-"""Time prediction beside the bare backbone (its limit) and beside the plain formulation of the method.
+"""Time prediction, its lower limit (the bare backbone) and the plain formulation of the method.
 
     python benchmarks/inference.py
 
-Weights are random: time does not depend on them. "whole" is all that the detector does with decoded images up to
-scores and smoothed maps; "beyond backbone" is its time less that of its own backbone. All in one run, in turn.
+Weights are random: time does not depend on them. "whole" is everything from decoded images to image scores and
+smoothed anomaly maps; "beyond backbone" is that time minus the time of its own backbone. All are measured in one run,
+in turn.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from typing import Any
 
 import torch
 from measure import PeakMemory, in_child, in_turn, report
-from plain import PlainMethod, normalise
+from plain import PlainMethod, normalize
 from torch import Tensor, nn
 
 from skpbas import PBASDetector
-from skpbas._training.loop import scorer_arithmetic
+from skpbas._training.completion import scorer_precision
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.coreset import N_DIRECTIONS, N_EXEMPLARS, Coreset
-from skpbas.core.maps import MapRenderer
+from skpbas.core.coreset import Coreset
+from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
+from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer, PatchScorer
 
 LAYERS = ("layer2", "layer3")
+N_DIRECTIONS = 128
 
 
 def new_backbone(name: str) -> nn.Module:
@@ -33,42 +35,31 @@ def new_backbone(name: str) -> nn.Module:
     return build_backbone(name, None, LAYERS, torch.Generator().manual_seed(0)).requires_grad_(False).eval()
 
 
-def _default_discriminator(d: int, generator: torch.Generator) -> Discriminator:
+def new_model(name: str, size: int, patch_score: str) -> PBASModel:
+    """Return what a default detector with this patch score predicts with, untrained."""
     default = PBASDetector()
-    return Discriminator(d, default.hidden_dim, generator, default.n_heads).eval()
+    generator = torch.Generator().manual_seed(0)
+    extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
+    d, n_exemplars = extractor.feature_dim, default.n_exemplars
+    projector = Projector(d, generator)
+    discriminator = Discriminator(d, default.hidden_dim, generator, default.n_heads).eval()
+    scorer: PatchScorer
+    if patch_score == "discriminator":
+        scorer = DiscriminatorScorer(extractor.aggregator, projector, discriminator)
+    else:
+        exemplars = torch.randn(n_exemplars, N_DIRECTIONS, generator=generator)
+        directions = torch.linalg.qr(torch.randn(d, N_DIRECTIONS, generator=generator))[0].T
+        coreset = Coreset(torch.zeros(d), directions, exemplars, torch.zeros(n_exemplars, dtype=torch.long))
+        scorer = FusedScorer(extractor.aggregator, projector, discriminator, coreset)
+    scorer.precision = scorer_precision(scorer, default.precision, torch.device("cpu"))
+    return PBASModel(extractor, scorer, default.smoothing_sigma)
 
 
-class Whole:
-    """What the detector runs, from decoded images to scores and maps."""
-
-    def __init__(self, name: str, size: int, score: str) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.extractor = FeatureExtractor(new_backbone(name), image_size=(size, size))
-        d = self.extractor.feature_dim
-        networks = Projector(d, generator), _default_discriminator(d, generator)
-        if score == "discriminator":
-            self.scorer: Any = DiscriminatorScorer(self.extractor.aggregator, *networks)
-        else:
-            exemplars = torch.randn(N_EXEMPLARS, N_DIRECTIONS, generator=generator)
-            directions = torch.linalg.qr(torch.randn(d, N_DIRECTIONS, generator=generator))[0].T
-            coreset = Coreset(torch.zeros(d), directions, exemplars, torch.zeros(N_EXEMPLARS, dtype=torch.long))
-            self.scorer = FusedScorer(self.extractor.aggregator, *networks, coreset)
-        self.scorer.precision = scorer_arithmetic(self.scorer, "auto", torch.device("cpu"))
-        self.renderer = MapRenderer(self.extractor.grid_shape, (size, size), 4.0)
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return image scores and maps."""
-        scores = self.scorer(self.extractor.aggregator.pool(self.extractor.feature_maps(images)))
-        return self.scorer.image_scores(scores), self.scorer.maps(scores, self.renderer)
-
-
-def scratch_bytes(kind: str, name: str, size: int, batch: int, score: str) -> int:
-    """Return the memory that a first prediction takes beyond the networks."""
-    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-    predict: Any = Whole(name, size, score) if kind == "whole" else plain_method(name, size).predict
-    with PeakMemory() as peak:
-        predict(images)
-    return peak.bytes
+@torch.no_grad()
+def predict(model: PBASModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return image scores (B,) and anomaly maps (B, H, W) of (B, 3, H, W) uint8 images."""
+    scores = model.patch_scores(model.extractor.feature_maps(images))
+    return model.image_scores(scores), model.anomaly_maps(scores)
 
 
 def plain_method(name: str, size: int) -> PlainMethod:
@@ -78,25 +69,41 @@ def plain_method(name: str, size: int) -> PlainMethod:
     return PlainMethod(new_backbone(name), extractor.feature_dim, height * width)
 
 
-def compare(name: str, size: int, batch: int, rounds: int, score: str) -> dict[str, Any]:
+def scratch_bytes(kind: str, name: str, size: int, batch: int, patch_score: str) -> int:
+    """Return the memory that a first prediction takes beyond the networks."""
+    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+    if kind == "whole":
+        model = new_model(name, size, patch_score)
+        with PeakMemory() as peak:
+            predict(model, images)
+    else:
+        plain = plain_method(name, size)
+        with PeakMemory() as peak:
+            plain.predict(images)
+    return peak.bytes
+
+
+def compare(name: str, size: int, batch: int, rounds: int, patch_score: str) -> dict[str, Any]:
     """Return one row of the table."""
     images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-    normalised = normalise(images)
-    bare, whole, plain = new_backbone(name), Whole(name, size, score), plain_method(name, size)
+    normalized = normalize(images)
+    bare, model, plain = new_backbone(name), new_model(name, size, patch_score), plain_method(name, size)
     with torch.no_grad():
         seconds = in_turn(
             {
-                "bare": lambda: bare(normalised),
-                "own": lambda: whole.extractor.feature_maps(images),
-                "whole": lambda: whole(images),
+                "bare": lambda: bare(normalized),
+                "own": lambda: model.extractor.feature_maps(images),
+                "whole": lambda: predict(model, images),
                 "plain": lambda: plain.predict(images),
             },
             rounds,
         )
-    scratch = {kind: in_child(scratch_bytes, kind, name, size, batch, score) / 2**20 for kind in ("whole", "plain")}
+    scratch = {
+        kind: in_child(scratch_bytes, kind, name, size, batch, patch_score) / 2**20 for kind in ("whole", "plain")
+    }
     return {
         "backbone": name,
-        "score": score,
+        "patch_score": patch_score,
         "batch": batch,
         "images/s": f"{batch / seconds['whole']:.1f}",
         "bare backbone, images/s": f"{batch / seconds['bare']:.1f}",
@@ -113,17 +120,17 @@ def main() -> None:
     """Parse the command line, run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", nargs="+", default=["embedded", "resnet18", "wide_resnet50_2"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="images per batch")
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--score", nargs="+", default=["fused", "discriminator"])
+    parser.add_argument("--patch-score", nargs="+", default=["fused", "discriminator"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     rows = [
-        compare(name, options.image_size, batch, options.rounds, score)
+        compare(name, options.image_size, batch, options.rounds, patch_score)
         for name in options.backbone
         for batch in options.batch
-        for score in options.score
+        for patch_score in options.patch_score
     ]
     report("inference", rows, options.output)
 

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: timing in turn, memory of a child process, and notes on the machine."""
+"""What the benchmarks share: timing in turn, peak memory, tables and CSV files, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each job: one call each a round, after a round that does not count."""
+    """Return the median seconds of each job: one call of each per round, after a first round as warm-up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(rounds + 1):
         for name, job in jobs.items():
@@ -35,9 +35,9 @@ def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, flo
 
 
 class PeakMemory:
-    """The most memory that this process held since the start of the ``with`` block, beyond what it held then.
+    """The most memory that this process held during the ``with`` block, beyond what it held at its start.
 
-    On Linux; elsewhere beyond the most that it had held before.
+    Except on Linux: beyond the most that it had held until then.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class PeakMemory:
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a module-level function in a process of its own, for its memory to be its own."""
+    """Call a module-level function in a new process, so that its memory is measured alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -75,7 +75,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV that may not be there yet."""
+    """Return the rows of a CSV; none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -83,7 +83,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows behind those that a CSV has."""
+    """Append rows to a CSV, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     with path.open("a", newline="") as file:
@@ -94,7 +94,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what figures depend on besides the program."""
+    """Return what results depend on besides the program."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """Print rows as a table, and write them with the machine's description as JSON."""
+    """Print rows as a table, and write them as JSON with a description of the machine."""
     print(table(rows))
     print(f"\nmachine: {json.dumps(machine())}")
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Time the metrics on synthetic maps, beside a plain PRO loop over 200 thresholds."""
+"""Time the metrics on synthetic anomaly maps, and a plain PRO loop over 200 thresholds for comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 def synthetic_case(n_maps: int, side: int, seed: int = 0) -> tuple[Array, Array]:
-    """Make smooth float32 maps, and masks with one to four elliptic defects in about 70 % of the images."""
+    """Make smooth float32 anomaly maps, and masks with one to four elliptic defects in about 70% of the images."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side]
     masks = np.zeros((n_maps, side, side), dtype=bool)
@@ -40,14 +40,14 @@ def synthetic_case(n_maps: int, side: int, seed: int = 0) -> tuple[Array, Array]
 
 
 def all_five(masks: Array, maps: Array) -> dict[str, float]:
-    """Compute the image and pixel metrics; an image's score is its highest pixel."""
+    """Compute the image and pixel metrics; the score of an image is the largest value of its anomaly map."""
     labels, scores = masks.any(axis=(1, 2)), maps.max(axis=(1, 2))
     image = {"image_auroc": image_auroc(labels, scores), "image_ap": image_ap(labels, scores)}
     return image | pixel_metrics(masks, maps)
 
 
 def threshold_loop_pro(masks: Array, maps: Array, n_thresholds: int = 200, max_fpr: float = 0.3) -> float:
-    """Compute PRO the plain way: binarise all maps at even thresholds and measure each region's overlap."""
+    """Compute PRO in the plain way: binarize all maps at even thresholds, and measure each region's overlap."""
     regions = np.zeros(masks.shape, dtype=np.int32)
     n_regions = 0
     for mask, region in zip(masks, regions, strict=True):
@@ -66,7 +66,7 @@ def threshold_loop_pro(masks: Array, maps: Array, n_thresholds: int = 200, max_f
 
 
 def peak_memory(compute: Callable[[], Any]) -> int:
-    """Bytes that a call holds beyond what was there before, at its height."""
+    """Return the most bytes that a call allocates at a time."""
     tracemalloc.start()
     try:
         compute()
@@ -78,10 +78,10 @@ def peak_memory(compute: Callable[[], Any]) -> int:
 def main() -> None:
     """Time, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--maps", type=int, default=160, help="number of maps (default: %(default)s)")
+    parser.add_argument("--maps", type=int, default=160, help="number of anomaly maps (default: %(default)s)")
     parser.add_argument("--side", type=int, default=256, help="height and width (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--no-loop", action="store_true", help="leave the slow 200-threshold loop out")
+    parser.add_argument("--no-loop", action="store_true", help="skip the slow loop over 200 thresholds")
     args = parser.parse_args()
 
     masks, maps = synthetic_case(args.maps, args.side)
@@ -108,7 +108,7 @@ def main() -> None:
         f"scikit-learn {sklearn.__version__}, {os.cpu_count()} CPUs, {sys.platform} {platform.machine()}"
     )
     print(
-        f"{args.maps} float32 maps of {args.side}x{args.side} ({maps.nbytes / 2**20:.0f} MiB), "
+        f"{args.maps} float32 anomaly maps of {args.side}x{args.side} ({maps.nbytes / 2**20:.0f} MiB), "
         f"{masks.any(axis=(1, 2)).mean():.0%} of the images and {masks.mean():.1%} of the pixels defective\n"
     )
     print(f"{'':24}{'median s':>10}{'fastest s':>11}{'x pixel_pro':>13}{'peak / maps':>13}")

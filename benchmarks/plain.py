@@ -1,7 +1,7 @@
-"""The method as an article's reader would write it down first: what the benchmarks compare with.
+"""The method as a reader of the paper would first write it down: the baseline of the speed benchmarks.
 
-Neighbourhoods are unfolded, pooled and interpolated (METHOD 1, steps 1 to 4); features are computed anew at every
-step; every patch of the batch is used; all in float32, in torch's default memory format.
+Neighborhoods are unfolded, pooled and interpolated (Eq. 1-4), features are computed again at every step, and every
+patch of the batch is used, all in float32 and in torch's default memory format.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from skpbas.core.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Return (B, 3, H, W) float32 in ImageNet's units of (B, 3, H, W) uint8."""
+def normalize(images: Tensor) -> Tensor:
+    """Normalize (B, 3, H, W) uint8 images by the mean and standard deviation of ImageNet: (B, 3, H, W) float32."""
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
-def aggregate(maps: Sequence[Tensor], patch_size: int, feature_dim: int) -> Tensor:
-    """Return patch features (B * P, d) by unfolding."""
-    height, width = maps[0].shape[-2:]
+def aggregate(feature_maps: Sequence[Tensor], patch_size: int, feature_dim: int) -> Tensor:
+    """Return the patch features (B * P, d) of feature maps (B, C_l, H_l, W_l) by unfolding."""
+    height, width = feature_maps[0].shape[-2:]
     levels = []
-    for level in maps:
+    for level in feature_maps:
         patches = F.unfold(level, patch_size, padding=patch_size // 2)  # (B, C*p*p, P_l)
         patches = patches.unflatten(2, level.shape[-2:])
         if patches.shape[-2:] != (height, width):
@@ -38,12 +38,12 @@ def aggregate(maps: Sequence[Tensor], patch_size: int, feature_dim: int) -> Tens
 
 
 class PlainMethod:
-    """Projector, discriminator and centres of the article, trained and run the plain way.
+    """Projector, discriminator and centers of the paper, trained and run in the plain way.
 
     Parameters
     ----------
     backbone : nn.Module
-        Frozen, with batch norms; gives level maps.
+        Frozen, with batch norms; returns feature maps, shallow first.
     feature_dim : int
     n_centers : int
         Patch positions of an image.
@@ -66,10 +66,10 @@ class PlainMethod:
     def features(self, images: Tensor) -> Tensor:
         """Return the patch features (B * P, d) of (B, 3, H, W) uint8 images."""
         with torch.no_grad():
-            return aggregate(self.backbone(normalise(images)), 3, self.feature_dim)
+            return aggregate(self.backbone(normalize(images)), 3, self.feature_dim)
 
     def step(self, images: Tensor, alpha: float = 0.3) -> float:
-        """Do one optimisation step on all patches of a batch; return the loss."""
+        """Take one optimization step on all patches of a batch, and return the loss."""
         self.discriminator.train()
         u = self.projector(self.features(images))
         with torch.no_grad():
@@ -91,10 +91,10 @@ class PlainMethod:
 
     @torch.no_grad()
     def predict(self, images: Tensor, sigma: float = 4.0) -> tuple[Tensor, list[np.ndarray]]:
-        """Return image scores (B,) and smoothed maps (H, W) of (B, 3, H, W) uint8 images."""
+        """Return image scores (B,) and smoothed anomaly maps (H, W) of (B, 3, H, W) uint8 images."""
         self.discriminator.eval()
         scores = torch.sigmoid(self.discriminator(self.projector(self.features(images)))[:, 0])
         side = round((len(scores) / len(images)) ** 0.5)
         grid = scores.view(len(images), 1, side, side)
-        maps = F.interpolate(grid, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        return grid.flatten(1).amax(1), [gaussian_filter(m.numpy(), sigma) for m in maps]
+        anomaly_maps = F.interpolate(grid, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return grid.flatten(1).amax(1), [gaussian_filter(anomaly_map.numpy(), sigma) for anomaly_map in anomaly_maps]

@@ -1,10 +1,10 @@
-"""What bfloat16 changes in prediction: the same trained detector in float32, with its head and wholly in bfloat16.
+r"""What bfloat16 changes in prediction: one trained detector in float32, with its head and entirely in bfloat16.
 
     python benchmarks/precision.py --data ../shared/data --category bottle screw commutator \
         --backbone resnet18 --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
 
-Training is what ``precision="auto"`` makes it. The rule for a default: rank correlation above 0.999, and image AUROC
-within 0.001.
+Training is that of ``precision="auto"``. The condition for a default: a rank correlation above 0.999, and an image
+AUROC within 0.001.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from scipy.stats import spearmanr
 from skpbas import PBASDetector
 from skpbas.metrics import image_auroc, pixel_pro
 
-ARITHMETICS = {  # of the backbone, of the head
-    "float32": (None, None),
-    "head in bfloat16": (None, torch.bfloat16),
+PRECISIONS = {  # of the backbone and of the head
+    "float32": (torch.float32, torch.float32),
+    "head in bfloat16": (torch.float32, torch.bfloat16),
     "all in bfloat16": (torch.bfloat16, torch.bfloat16),
 }
 
 
 def compare(name: str, images: Images, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row an arithmetic."""
+    """Return a row per precision."""
     detector = PBASDetector(**parameters).fit(images.train)
-    masks = masks_at_map_size(images.masks, detector.map_shape_, detector.resize)
+    masks = masks_at_map_size(images.masks, images.test, detector.map_shape_, detector.resize)
     rows: list[dict[str, Any]] = []
     exact = np.empty(0)
-    for arithmetic, (backbone, head) in ARITHMETICS.items():
-        detector.feature_extractor_.autocast = backbone
-        detector._scorer.precision = head
-        scores, maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
-        anomaly = -np.array(scores)
-        exact = anomaly if head is None else exact
+    for precision, (of_backbone, of_head) in PRECISIONS.items():
+        detector.model_.extractor.precision = of_backbone
+        detector.model_.patch_scorer.precision = of_head
+        scores, anomaly_maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
+        image_scores = -np.array(scores)
+        exact = image_scores if of_head == torch.float32 else exact
         rows.append(
             {
                 "category": name,
-                "score": detector.score,
-                "prediction": arithmetic,
-                "rank correlation": f"{spearmanr(exact, anomaly).statistic:.5f}",
-                "image AUROC": f"{image_auroc(images.labels, anomaly):.4f}",
-                "PRO": f"{pixel_pro(masks, np.stack(maps)):.4f}",
+                "patch_score": detector.patch_score,
+                "precision": precision,
+                "rank correlation": f"{spearmanr(exact, image_scores).statistic:.5f}",
+                "image AUROC": f"{image_auroc(images.labels, image_scores):.4f}",
+                "PRO": f"{pixel_pro(masks, np.stack(anomaly_maps)):.4f}",
             }
         )
     return rows
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--category", nargs="+", required=True)
     parser.add_argument("--backbone", default="wide_resnet50_2")
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
-    parser.add_argument("--score", nargs="+", default=["fused", "discriminator"])
+    parser.add_argument("--patch-score", nargs="+", default=["fused", "discriminator"])
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
@@ -69,13 +69,13 @@ def main() -> None:
         "backbone": options.backbone,
         "weights": None if options.weights == "none" else options.weights,
         "random_state": options.seed,
-        "contamination": 0.01,  # scores are compared, not the threshold
+        "contamination": 0.01,  # the threshold plays no part here
     }
     rows = [
         row
         for name in options.category
-        for score in options.score
-        for row in compare(name, load_images(name, options.data), {**parameters, "score": score})
+        for patch_score in options.patch_score
+        for row in compare(name, load_images(name, options.data), {**parameters, "patch_score": patch_score})
     ]
     report("precision", rows, options.output)
 

@@ -1,9 +1,9 @@
-"""Time and memory against the number of images, each in a process of its own.
+"""Time and memory by the number of images, each number in its own process.
 
     python benchmarks/scaling.py
 
-Images are generated once, written to PNG files and given again and again as paths. Memory is what a call takes beyond
-what the process held before it.
+Images are generated once and written to PNG files, whose paths are passed repeatedly. Memory is what a call takes
+beyond what the process held before it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_images(folder: Path, side: int) -> list[Path]:
 
 
 def repeated(paths: list[Path], n: int) -> list[Path]:
-    """Return n paths, the given ones over and over."""
+    """Return n paths by repeating the given ones."""
     return (paths * -(-n // len(paths)))[:n]
 
 
@@ -49,7 +49,7 @@ def fit(paths: list[Path], n: int, parameters: dict[str, Any]) -> tuple[float, i
 
 
 def predict(paths: list[Path], n: int, parameters: dict[str, Any]) -> tuple[float, int]:
-    """Return seconds and bytes of scores and maps of n images, by a detector fitted on a few."""
+    """Return seconds and bytes of scoring n images, anomaly maps included, with a detector fitted on a few."""
     detector = PBASDetector(**{**parameters, "max_epochs": 1}).fit(paths[:8])
     deque(detector.iter_scores_and_maps(paths[:8]), maxlen=0)
     with PeakMemory() as peak:
@@ -64,9 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--weights", default="none", help='"imagenet", a state-dict file, or "none"')
-    parser.add_argument("--image-side", type=int, default=512, help="of the files, in pixels")
-    parser.add_argument("--fit", nargs="+", type=int, default=[50, 200, 1000])
-    parser.add_argument("--predict", nargs="+", type=int, default=[50, 500, 5000])
+    parser.add_argument("--image-side", type=int, default=512, help="side of the image files in pixels")
+    parser.add_argument("--fit", nargs="+", type=int, default=[50, 200, 1000], help="numbers of images")
+    parser.add_argument("--predict", nargs="+", type=int, default=[50, 500, 5000], help="numbers of images")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     weights = None if options.weights == "none" else options.weights
@@ -79,11 +79,11 @@ def main() -> None:
             slope = np.polyfit(counts, [seconds for seconds, _ in measured], 1)[0] if len(counts) > 1 else np.nan
             rows += [
                 {
-                    "what": function.__name__,
+                    "call": function.__name__,
                     "images": n,
                     "seconds": f"{seconds:.1f}",
-                    "ms an image": f"{1e3 * seconds / n:.1f}",
-                    "slope, ms an image": f"{1e3 * slope:.1f}",
+                    "ms per image": f"{1e3 * seconds / n:.1f}",
+                    "slope, ms per image": f"{1e3 * slope:.1f}",
                     "MiB": f"{held / 2**20:.0f}",
                 }
                 for n, (seconds, held) in zip(counts, measured, strict=True)

@@ -1,12 +1,13 @@
-"""A grid search on a real category: what it costs, and whether generated defects rank settings as true ones do.
+r"""A grid search on a real category: what it costs, and whether generated defects rank settings as true defects do.
 
     python benchmarks/search.py --data ../shared/data --category bottle screw --backbone resnet18 \
         --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
 
-One ``GridSearchCV`` over alpha and patch_size a category: folds of all its good images, of its defective ones, and of
-copies of the good ones with generated defects, each copy in its image's fold. Every candidate is scored twice from one
-pass, on the true and on the generated defects; printed are both scores, how well the two rankings agree, and the time
-of the search beside that of its training steps and one extraction, measured in the same run. Nothing is chosen by it.
+One ``GridSearchCV`` over alpha and patch_size per category: folds of all its normal images, of its anomalous images,
+and of copies of the normal images with generated defects, each copy in the fold of its image. Every candidate is scored
+twice from one pass, on the true and on the generated defects. The output is both scores, how well the two rankings
+agree, and the time of the search compared with that of training and one extraction in the same run. Nothing is chosen
+by it.
 
 A category whose JSON file is in the output folder, with the same options, is not measured again.
 """
@@ -15,28 +16,23 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from categories import category_root
+from categories import category_root, masks_at_map_size
 from measure import machine, table
 from scipy.stats import kendalltau, spearmanr
 from sklearn.model_selection import GridSearchCV
 
-import skpbas._training.loop
-import skpbas.estimator
 from skpbas import PBASDetector
-from skpbas._features.extraction import LevelMaps
 from skpbas._inputs.images import check_images
-from skpbas._inputs.mask_reader import masks_at_map_size
+from skpbas.core.devices import resolve_device
 from skpbas.datasets import load_mvtec
 from skpbas.metrics import image_auroc, pixel_pro
 from skpbas.model_selection import GroupNormalKFold, synthetic_validation
@@ -45,59 +41,90 @@ METRICS = ("pixel_pro", "image_auroc")
 
 
 class Clock:
-    """Sums the seconds that functions take while they are watched."""
+    """Sums the seconds that the parts of fits take, as a callback of the detector, and those of functions.
+
+    The parts are "features", "training" and "threshold": exemplars and threshold, and where the threshold needs a
+    second head, its training.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._part_began = 0.0
+
+    def setup(self, estimator: PBASDetector, context: Any) -> None:
+        """Do nothing before a fit."""
+
+    def teardown(self, estimator: PBASDetector, context: Any) -> None:
+        """Do nothing after a fit."""
+
+    def on_fit_task_begin(self, estimator: PBASDetector, context: Any) -> None:
+        """Note when features begin, and that training has ended where the threshold begins."""
+        if context.task_name == "threshold":
+            self._end_part("training")
+        elif context.task_name == "features":
+            self._part_began = time.perf_counter()
+
+    def on_fit_task_end(self, estimator: PBASDetector, context: Any) -> None:
+        """Add the time of features and threshold; training follows the features."""
+        if context.task_name in ("features", "threshold"):
+            self._end_part(context.task_name)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, which then adds its time to ``seconds[name]``."""
+        """Return the function, whose calls then add their time to ``seconds[name]``."""
 
         def call(*arguments: Any, **named: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+                self._add(name, time.perf_counter() - start)
 
         return call
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the parts of a fit."""
-        training = skpbas._training.loop
-        with contextlib.ExitStack() as patches:
-            for owner, attribute, name in (
-                (skpbas.estimator, "train_head", "training"),
-                (training, "train_head", "training"),  # the threshold's second head
-                (training, "new_scorer", "exemplars"),
-                (LevelMaps, "store", "features"),
-            ):
-                patches.enter_context(patch.object(owner, attribute, self.timed(name, getattr(owner, attribute))))
-            yield
+    def _end_part(self, name: str) -> None:
+        now = time.perf_counter()
+        self._add(name, now - self._part_began)
+        self._part_began = now
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-class TwoTruths:
-    """A scorer that measures on the true and on the generated defects apart, from one pass."""
+class TrueAndGenerated:
+    """A scorer that measures on true and on generated defects separately, from one pass.
+
+    Parameters
+    ----------
+    copies : Path
+        Folder of the images with generated defects.
+    """
 
     def __init__(self, copies: Path) -> None:
         self.copies = copies
 
     def __call__(self, estimator: PBASDetector, X: list[Path], y: list[Any]) -> dict[str, float]:
-        """Return each metric for both kinds of defects."""
-        scores, maps = zip(*estimator.iter_scores_and_maps(X), strict=True)
-        seen, anomalous = masks_at_map_size(y, X, estimator.map_shape_, estimator.resize)
+        """Return each metric for both kinds of defects; y: masks, None for normal images."""
+        scores, anomaly_maps = zip(*estimator.iter_scores_and_maps(X), strict=True)
+        masks = masks_at_map_size(y, X, estimator.map_shape_, estimator.resize)
+        anomalous = np.array([mask is not None for mask in y])
         generated = np.array([path.parent == self.copies for path in X])
-        found = {}
+        metrics = {}
         for kind, rows in (("true", ~anomalous | ~generated), ("generated", ~anomalous | generated)):
             chosen = np.flatnonzero(rows)
-            found[f"{kind}_image_auroc"] = image_auroc(anomalous[chosen], -np.array(scores)[chosen])
-            found[f"{kind}_pixel_pro"] = pixel_pro([seen[i] for i in chosen], [maps[i] for i in chosen])
-        return found
+            metrics[f"{kind}_image_auroc"] = image_auroc(anomalous[chosen], -np.array(scores)[chosen])
+            metrics[f"{kind}_pixel_pro"] = pixel_pro(masks[chosen], [anomaly_maps[i] for i in chosen])
+        return metrics
 
 
 def agreement(true: np.ndarray, generated: np.ndarray) -> dict[str, float | None]:
-    """Return how alike two scores rank the candidates (None: one has no order), and what choosing by one costs."""
+    """Return how well two scores of the candidates agree in rank, and what choosing by the generated defects costs.
+
+    Rank correlations are None if a score is the same for all candidates.
+    """
     ranked = np.ptp(true) > 0 and np.ptp(generated) > 0
     return {
         "kendall": float(kendalltau(true, generated).statistic) if ranked else None,
@@ -109,8 +136,8 @@ def agreement(true: np.ndarray, generated: np.ndarray) -> dict[str, float | None
 
 
 def extraction_seconds(detector: PBASDetector, X: list[Path]) -> float:
-    """Time one decoding and one run of the backbone for each image, with nothing kept."""
-    extractor = detector._make_extractor(torch.Generator().manual_seed(0)).to(skpbas.estimator.resolve_device("auto"))
+    """Return the time of decoding each image once and running the backbone on it, without a cache."""
+    extractor = detector._make_extractor(torch.Generator().manual_seed(0)).to(resolve_device("auto"))
     level_maps = detector._level_maps(check_images(X), extractor)
     start = time.perf_counter()
     for _ in level_maps.batches(range(len(X))):
@@ -119,18 +146,18 @@ def extraction_seconds(detector: PBASDetector, X: list[Path]) -> float:
 
 
 def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Search a category's settings, and return the tables."""
+    """Search the settings of a category, and return the tables."""
     train, test = (load_mvtec(root, category, split) for split in ("train", "test"))
-    tested_good = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
-    good = [*train.images, *tested_good][: options.limit]
-    defective = [(i, m) for i, m in zip(test.images, test.masks, strict=True) if m is not None][: options.limit]
+    tested_normal = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
+    normal = [*train.images, *tested_normal][: options.limit]
+    anomalous = [(i, m) for i, m in zip(test.images, test.masks, strict=True) if m is not None][: options.limit]
     grid = {"alpha": options.alpha, "patch_size": options.patch_size}
     with tempfile.TemporaryDirectory(prefix="skpbas-search-") as scratch:
         copies = Path(scratch, "copies")
-        X, y, groups = synthetic_validation(good, folder=copies, random_state=options.seed, return_groups=True)
-        X += [image for image, _ in defective]
-        y += [mask for _, mask in defective]
-        groups = np.concatenate([groups, len(good) + np.arange(len(defective))])
+        X, y, groups = synthetic_validation(normal, folder=copies, random_state=options.seed, return_groups=True)
+        X += [image for image, _ in anomalous]
+        y += [mask for _, mask in anomalous]
+        groups = np.concatenate([groups, len(normal) + np.arange(len(anomalous))])
         detector = PBASDetector(
             options.backbone,
             weights=None if options.weights == "none" else options.weights,
@@ -139,9 +166,9 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
             **options.parameters,
         )
         seconds_extracting = extraction_seconds(detector, X)
-        clock, scorer = Clock(), TwoTruths(copies)
-        wanted = GridSearchCV(
-            detector.set_params(memory=str(Path(scratch, "memory"))),
+        clock, scorer = Clock(), TrueAndGenerated(copies)
+        grid_search = GridSearchCV(
+            detector.set_params(memory=str(Path(scratch, "memory"))).set_callbacks(clock),
             grid,
             scoring=clock.timed("scoring", scorer),
             refit=False,
@@ -150,10 +177,9 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
             n_jobs=options.n_jobs,
         )
         start = time.perf_counter()
-        with clock.watching():
-            wanted.fit(X, y, groups=groups)
+        grid_search.fit(X, y, groups=groups)
         whole = time.perf_counter() - start
-    results = wanted.cv_results_
+    results = grid_search.cv_results_
     candidates = [
         {
             **parameters,
@@ -166,9 +192,9 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
         for i, parameters in enumerate(results["params"])
     ]
     return {
-        "good": len(good),
-        "generated": len(good),
-        "defective": len(defective),
+        "normal": len(normal),
+        "generated": len(normal),
+        "anomalous": len(anomalous),
         "candidates": candidates,
         "agreement": {
             metric: agreement(*(results[f"mean_test_{kind}_{metric}"] for kind in ("true", "generated")))
@@ -178,17 +204,16 @@ def search(root: Path, category: str, options: argparse.Namespace) -> dict[str, 
             "search": whole,
             "one extraction": seconds_extracting,
             **clock.seconds,
-            # the parts of fits in other processes are not seen
+            # other processes have clocks of their own
             "ratio": whole / (clock.seconds["training"] + seconds_extracting) if options.n_jobs == 1 else None,
         },
     }
 
 
 def show(category: str, result: dict[str, Any]) -> None:
-    """Print a category's tables."""
-    print(
-        f"\n{category}: {result['good']} good images, {result['defective']} defective, {result['generated']} generated"
-    )
+    """Print the tables of a category."""
+    n_images = ", ".join(f"{result[kind]} {kind}" for kind in ("normal", "anomalous", "generated"))
+    print(f"\n{category}: {n_images} images")
     rows = [{name: _short(value) for name, value in row.items()} for row in result["candidates"]]
     print(table(rows))
     agreements = [
@@ -217,10 +242,10 @@ def main() -> None:
     parser.add_argument("--patch-size", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n-jobs", type=int, default=1, help="processes of the search")
-    parser.add_argument("--limit", type=int, help="at most so many good, and so many defective images")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further parameters")
-    parser.add_argument("--name", default="", help="a word for the files' names")
+    parser.add_argument("--n-jobs", type=int, default=1, help="number of processes")
+    parser.add_argument("--limit", type=int, help="largest number of normal, and of anomalous images")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters of the detector")
+    parser.add_argument("--name", default="", help="appended to the names of the output files")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.parameters = {}
@@ -237,7 +262,7 @@ def main() -> None:
         target = target.with_name(f"{target.name}.json")
         written = json.loads(target.read_text()) if target.exists() else {}
         if written.get("settings") == settings:
-            print(f"\n{target} is kept")
+            print(f"\n{target} is up to date")
         else:
             result = search(category_root(options.data, category), category, options)
             written = {"machine": machine(), "settings": settings, "result": result}

@@ -1,23 +1,24 @@
-"""Ways to set the threshold from good images alone: false alarms on unseen good ones against misses, by training size.
+"""Thresholds from normal images alone: false alarms on unseen normal images and misses, by number of training images.
 
     python benchmarks/thresholds.py --data ../shared/data --category bottle screw commutator --kinds hex_nut fabric
     python benchmarks/thresholds.py --summary
 
-Every category, seed and size: n good images are drawn; a head is trained on all of them, and one on each half. The
-candidates set thresholds from their scores:
+For every category, seed and number, n normal images are drawn. A head is trained on all of them, and one on each half.
+The candidates compute thresholds from their scores:
 
-- auto: what ``contamination="auto"`` sets: of the fused score, the tail of logarithms.
-- tail: a Gumbel tail through the training images' scores, each scored as if it were new; never a second head.
-- tail of logarithms: the same of the scores' logarithms, where all are positive.
-- tail, second head: the same with spread and shift from a second head trained on half of the images; always.
-- cross-fitted, quantile and tail: scores of either half by the head of the other, together.
-- training scores, 99 %: their 1 % quantile; lowest training score.
-- held-out half, conformal: ``ConformalThreshold``'s, at 1 % or the smallest rate that so few images can promise; the
-  detector is the head of the other half. Held-out half, tail: the Gumbel tail through the same scores.
+- auto: the threshold of ``contamination="auto"``; for the fused score it is the tail of logarithms.
+- tail: the tail of a Gumbel distribution fitted to the scores of the training images, each scored as if it were new;
+  never a second head.
+- tail of logarithms: the same for the logarithms of the scores, if all are positive.
+- tail, second head: the same, with spread and shift from a second head that is trained on half of the images; always.
+- cross-fitted, quantile and tail: the scores of both halves, each by the head of the other, pooled.
+- training scores, 99%: the 1% quantile of the training images' scores; lowest training score: their minimum.
+- held-out half, conformal: that of ``ConformalThreshold``, at 1% or the smallest rate that so few images can guarantee;
+  the detector is the head of the other half. Held-out half, tail: the Gumbel tail through the same scores.
 
-One row a candidate goes to a CSV as soon as its category, seed and size are done, and rows that are there are not
-computed again: a run may be stopped at any time. Unseen good images are the test set's and, in real categories,
-training images that were not drawn. Test images are scored for the table alone: nothing is chosen by them.
+One row per candidate is written to a CSV as soon as its category, seed and number are done. Rows that are there are not
+computed again, so a run may be stopped at any time. Unseen normal images are those of the test set and, in real
+categories, training images that were not drawn. Test images are scored for the table alone: nothing is chosen by them.
 """
 
 from __future__ import annotations
@@ -42,45 +43,48 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.frozen import FrozenEstimator
 
 from skpbas import PBASDetector
-from skpbas._features.extraction import LevelMaps
+from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
-from skpbas._inputs.images import ImageSequence
-from skpbas._training.loop import (
-    Scorer,
-    TrainingFeatures,
-    TrainingSettings,
-    estimate_offset,
-    new_scorer,
-    score_halves,
-    score_stored,
-    train_head,
-)
+from skpbas._training.completion import estimate_offset, new_scorer, score_halves, score_stored
+from skpbas._training.loop import train_head
+from skpbas._training.settings import TrainingSettings
 from skpbas._training.threshold import FALSE_ALARM_RATE, SMALLEST_SPLIT, auto_offset, offset_of_ratios
 from skpbas.calibration import ConformalThreshold
 from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.patch_scores import PatchScorer
 from skpbas.datasets import INSPECTION_KINDS, load_mvtec, make_inspection_images
 from skpbas.metrics import image_auroc
 
 SIZES = [10, 20, 50, 100, 200, 500, 1000]
-KEY = ("category", "seed", "n", "backbone", "image_size", "score")
+KEY = ("category", "seed", "n_train", "backbone", "image_size", "patch_score")
 Scores = NDArray[np.float64]
 
 
 @dataclass
 class Category:
-    """Images of a category: good ones to draw from, good ones nobody draws, defective ones."""
+    """Images of a category.
+
+    Attributes
+    ----------
+    pool : list
+        Normal images that training images are drawn from.
+    normal, anomalous : list
+        Test images.
+    tests_on_pool : bool
+        Whether images of the pool that are not drawn are test images too.
+    """
 
     pool: list[Any]
-    good: list[Any]
-    defective: list[Any]
-    pool_is_judged: bool  # whether what is not drawn of the pool counts among the unseen
+    normal: list[Any]
+    anomalous: list[Any]
+    tests_on_pool: bool
 
 
 class GivenScores(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted detector for which an image is its own score."""
+    """A detector whose images are their own scores."""
 
     def fit(self, X: Any = None, y: Any = None) -> GivenScores:
-        """Learn nothing."""
+        """Do nothing."""
         self.fitted_ = True
         return self
 
@@ -90,75 +94,71 @@ class GivenScores(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def load(name: str, options: argparse.Namespace, seed: int) -> Category:
-    """Return a real category, or a generated one: with another seed another product of its kind."""
+    """Return a real category, or a generated one, whose product depends on the seed."""
     if name in options.category:
         root = category_root(options.data, name)
         train, test = (load_mvtec(root, name, split) for split in ("train", "test"))
-        good = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
-        defective = [image for image, label in zip(test.images, test.labels, strict=True) if label == -1]
-        return Category(list(train.images), good, defective, pool_is_judged=True)
+        normal = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
+        anomalous = [image for image, label in zip(test.images, test.labels, strict=True) if label == -1]
+        return Category(list(train.images), normal, anomalous, tests_on_pool=True)
     n_pool = max(options.sizes)
-    made = make_inspection_images(
-        n_pool + options.n_good, options.n_defective, kind=name, size=options.image_size, random_state=seed
-    )
+    n_normal = n_pool + options.n_normal
+    made = make_inspection_images(n_normal, options.n_anomalous, kind=name, size=options.image_size, random_state=seed)
     images = list(made.images)
-    n = n_pool + options.n_good
-    return Category(images[:n_pool], images[n_pool:n], images[n:], pool_is_judged=False)
+    return Category(images[:n_pool], images[n_pool:n_normal], images[n_normal:], tests_on_pool=False)
 
 
 class Bench:
-    """A category's stored features, and what heads trained on some of them say of the others."""
+    """The stored features of a category, and the thresholds of heads that are trained on some of them."""
 
     def __init__(self, category: Category, detector: PBASDetector, seed: int) -> None:
         self.category, self.seed = category, seed
         self.settings: TrainingSettings = detector._training_settings()
         self.extractor: FeatureExtractor = detector._make_extractor(torch.Generator().manual_seed(seed))
-        items = [*category.pool, *category.good, *category.defective]
-        images = ImageSequence(
-            items, image_size=self.extractor.image_size, resize="stretch", smallest=self.extractor.stride
-        )
-        maps = LevelMaps(images, self.extractor, 1, None)
-        self.store: FeatureStore = maps.store(range(len(items)), torch.float16, show_progress=False)
+        items = [*category.pool, *category.normal, *category.anomalous]
+        level_maps = detector._level_maps(items, self.extractor)
+        self.store: FeatureStore = level_maps.store(range(len(items)), torch.float16, show_progress=False)
         self.n_pool = len(category.pool)
         self.order = torch.randperm(self.n_pool, generator=torch.Generator().manual_seed(seed))
+        self.scorers: dict[str, PatchScorer] = {}
 
     def features(self, rows: torch.Tensor) -> TrainingFeatures:
         """Return a view of some images."""
         generator = torch.Generator().manual_seed(self.seed)
         return TrainingFeatures(self.store, rows, self.extractor.aggregator, torch.device("cpu"), generator)
 
-    def head(self, features: TrainingFeatures) -> Scorer:
-        """Train a head, with as many epochs as a fit on these images makes."""
+    def trained(self, features: TrainingFeatures) -> PatchScorer:
+        """Return the patch scorer of a head trained with as many epochs as in a fit on these images."""
         return new_scorer(features, train_head(features, self.settings), self.settings)
 
-    def judged(self, scorer: Scorer, n: int) -> tuple[Scores, Scores]:
-        """Return the scores of unseen good and of defective images."""
-        first_defective = self.n_pool + len(self.category.good)
-        unseen = torch.arange(self.n_pool, first_defective)
-        if self.category.pool_is_judged:
-            unseen = torch.cat([unseen, self.order[n:]])
-        defective = torch.arange(first_defective, len(self.store))
-        return score_stored(self.features(unseen), scorer), score_stored(self.features(defective), scorer)
+    def test_scores(self, scorer: PatchScorer, n_train: int) -> tuple[Scores, Scores]:
+        """Return the scores of unseen normal and of anomalous images."""
+        first_anomalous = self.n_pool + len(self.category.normal)
+        normal = torch.arange(self.n_pool, first_anomalous)
+        if self.category.tests_on_pool:
+            normal = torch.cat([normal, self.order[n_train:]])
+        anomalous = torch.arange(first_anomalous, len(self.store))
+        return score_stored(self.features(normal), scorer), score_stored(self.features(anomalous), scorer)
 
-    def thresholds(self, n: int) -> Iterator[tuple[str, float, float, str]]:
-        """Yield each candidate's name, threshold, promised rate (NaN: none) and the head that it belongs to."""
-        drawn = self.features(self.order[:n].sort().values)
-        whole = self.heads["whole"] = self.head(drawn)
+    def thresholds(self, n_train: int) -> Iterator[tuple[str, float, float, str]]:
+        """Yield the name, threshold, guaranteed rate (NaN: none) and scorer's name of each candidate."""
+        drawn = self.features(self.order[:n_train].sort().values)
+        whole = self.scorers["whole"] = self.trained(drawn)
         of_training = score_stored(drawn, whole)
         as_new = score_stored(drawn, whole, as_new=True)
         yield "auto", estimate_offset(drawn, whole, self.settings), math.nan, "whole"
         yield "tail", auto_offset(as_new, shift=0.0), math.nan, "whole"
         if (as_new < 0).all():
             yield "tail of logarithms", offset_of_ratios(-as_new), math.nan, "whole"
-        yield "training scores, 99 %", float(np.quantile(of_training, FALSE_ALARM_RATE)), math.nan, "whole"
+        yield "training scores, 99%", float(np.quantile(of_training, FALSE_ALARM_RATE)), math.nan, "whole"
         yield "lowest training score", float(of_training.min()), math.nan, "whole"
-        if n < SMALLEST_SPLIT:
+        if n_train < SMALLEST_SPLIT:
             return
         yield "tail, second head", auto_offset(as_new, score_halves(drawn, self.settings)), math.nan, "whole"
         first, second = drawn.halves()
-        half = self.heads["half"] = self.head(first)
+        half = self.scorers["half"] = self.trained(first)
         held_out = score_stored(second, half)
-        crossed = np.concatenate([held_out, score_stored(first, self.head(second))])
+        crossed = np.concatenate([held_out, score_stored(first, self.trained(second))])
         yield "cross-fitted, quantile", float(np.quantile(crossed, FALSE_ALARM_RATE)), math.nan, "whole"
         yield "cross-fitted, tail", auto_offset(crossed, shift=0.0), math.nan, "whole"
         rate = max(FALSE_ALARM_RATE, 1 / (len(held_out) + 1))
@@ -167,28 +167,28 @@ class Bench:
         yield "held-out half, conformal", model.offset_, model.false_alarm_rate_, "half"
         yield "held-out half, tail", auto_offset(held_out, shift=0.0), math.nan, "half"
 
-    def rows(self, n: int) -> list[dict[str, Any]]:
-        """Return a row for every candidate at a training size."""
-        self.heads: dict[str, Scorer] = {}
+    def rows(self, n_train: int) -> list[dict[str, Any]]:
+        """Return a row for every candidate."""
+        self.scorers.clear()
         start = time.perf_counter()
-        candidates = list(self.thresholds(n))
+        candidates = list(self.thresholds(n_train))
         seconds = time.perf_counter() - start
-        judged = {name: self.judged(scorer, n) for name, scorer in self.heads.items()}
+        test_scores = {name: self.test_scores(scorer, n_train) for name, scorer in self.scorers.items()}
         rows = []
-        for name, offset, promised, head in candidates:
-            good, defective = judged[head]
-            labels = np.repeat([1, -1], [len(good), len(defective)])
+        for candidate, offset, guaranteed_rate, name in candidates:
+            normal, anomalous = test_scores[name]
+            labels = np.repeat([1, -1], [len(normal), len(anomalous)])
             rows.append(
                 {
-                    "n": n,
-                    "candidate": name,
+                    "n_train": n_train,
+                    "candidate": candidate,
                     "offset": offset,
-                    "promised": promised,
-                    "flagged_good": int((good < offset).sum()),
-                    "unseen_good": len(good),
-                    "missed": int((defective >= offset).sum()),
-                    "defective": len(defective),
-                    "image_auroc": image_auroc(labels, -np.concatenate([good, defective])),
+                    "guaranteed_rate": guaranteed_rate,
+                    "flagged_normal": int((normal < offset).sum()),
+                    "unseen_normal": len(normal),
+                    "missed_anomalous": int((anomalous >= offset).sum()),
+                    "unseen_anomalous": len(anomalous),
+                    "image_auroc": image_auroc(labels, -np.concatenate([normal, anomalous])),
                     "seconds": round(seconds, 1),  # of all candidates together
                 }
             )
@@ -205,9 +205,9 @@ def run(options: argparse.Namespace) -> None:
             "seed": seed,
             "backbone": options.backbone,
             "image_size": options.image_size,
-            "score": options.score,
+            "patch_score": options.patch_score,
         }
-        missing = [n for n in options.sizes if tuple(str({**labels, "n": n}[k]) for k in KEY) not in done]
+        missing = [n for n in options.sizes if tuple(str({**labels, "n_train": n}[k]) for k in KEY) not in done]
         if not missing:
             continue
         category = load(name, options, seed)
@@ -218,7 +218,7 @@ def run(options: argparse.Namespace) -> None:
             options.backbone,
             weights=None if options.weights == "none" else options.weights,
             image_size=options.image_size,
-            score=options.score,
+            patch_score=options.patch_score,
             max_epochs=options.max_epochs or "auto",
             device="cpu",
             random_state=seed,
@@ -227,23 +227,26 @@ def run(options: argparse.Namespace) -> None:
         for n in missing:
             rows = [{**labels, **row} for row in bench.rows(n)]
             append_rows(options.output, rows)
-            shown = {row["candidate"]: f"{row['flagged_good']}/{row['missed']}" for row in rows}
+            shown = {row["candidate"]: f"{row['flagged_normal']}/{row['missed_anomalous']}" for row in rows}
             print(f"{name} seed {seed} n {n}: {shown}", flush=True)
 
 
 def summary(rows: list[dict[str, str]]) -> str:
-    """Return tables of false alarms / misses in percent, by candidate and training size: means over categories."""
+    """Return tables of false alarms / misses in percent, by candidate and number of training images.
+
+    They are means over categories and seeds.
+    """
     parts = []
     for generated in ("0", "1"):
         chosen = [row for row in rows if row["generated"] == generated]
         if not chosen:
             continue
-        sizes = sorted({int(row["n"]) for row in chosen})
+        sizes = sorted({int(row["n_train"]) for row in chosen})
         cells: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         for row in chosen:
-            alarms = int(row["flagged_good"]) / int(row["unseen_good"])
-            misses = int(row["missed"]) / int(row["defective"])
-            cells[row["candidate"], int(row["n"])].append((alarms, misses))
+            alarms = int(row["flagged_normal"]) / int(row["unseen_normal"])
+            misses = int(row["missed_anomalous"]) / int(row["unseen_anomalous"])
+            cells[row["candidate"], int(row["n_train"])].append((alarms, misses))
         lines = []
         for candidate in dict.fromkeys(row["candidate"] for row in chosen):
             line: dict[str, Any] = {"false alarms / misses, %": candidate}
@@ -259,7 +262,7 @@ def summary(rows: list[dict[str, str]]) -> str:
 
 
 def means(pairs: list[tuple[float, float]]) -> list[float]:
-    """Return the mean of each place."""
+    """Return the means of the first and of the second values."""
     mean: Callable[[Any], float] = statistics.fmean
     return [mean(values) for values in zip(*pairs, strict=True)]
 
@@ -268,22 +271,22 @@ def main() -> None:
     """Parse the command line, run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of categories in MVTec AD's layout")
-    parser.add_argument("--category", nargs="*", default=[], help="real ones, under --data")
-    parser.add_argument("--kinds", nargs="*", default=[], choices=INSPECTION_KINDS, help="generated ones")
-    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--category", nargs="*", default=[], help="real categories, under --data")
+    parser.add_argument("--kinds", nargs="*", default=[], choices=INSPECTION_KINDS, help="generated categories")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="numbers of training images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--weights", default="none", help='"imagenet", a state-dict file, or "none"')
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--score", default="fused")
+    parser.add_argument("--patch-score", default="fused")
     parser.add_argument("--max-epochs", type=int, default=0, help='0: "auto"')
-    parser.add_argument("--n-good", type=int, default=200, help="unseen good images of a generated category")
-    parser.add_argument("--n-defective", type=int, default=60, help="defective images of a generated category")
-    parser.add_argument("--summary", action="store_true", help="only print the tables of the rows there are")
+    parser.add_argument("--n-normal", type=int, default=200, help="unseen normal images of a generated category")
+    parser.add_argument("--n-anomalous", type=int, default=60, help="anomalous images of a generated category")
+    parser.add_argument("--summary", action="store_true", help="only print the tables")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/thresholds.csv"))
     options = parser.parse_args()
     if options.category and options.data is None:
-        parser.error("--category needs --data, the folder that holds it")
+        parser.error("--category needs --data, the folder that contains it")
     if not options.summary:
         run(options)
     rows = read_rows(options.output)

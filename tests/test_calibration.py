@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import pickle
 import re
@@ -409,15 +410,16 @@ def test_what_an_earlier_fit_left_is_gone_with_the_next():
 # The benchmark --------------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_of_thresholds_goes_on_where_it_ended(tmp_path):
+def test_the_thresholds_benchmark_continues_where_it_stopped(tmp_path):
     table = tmp_path / "thresholds.csv"
     command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "thresholds.py", "--output", table]
     command += ["--kinds", "hex_nut", "--image-size", "32", "--max-epochs", "1", "--seeds", "0"]
-    command += ["--n-good", "5", "--n-defective", "4", "--sizes"]
+    command += ["--n-normal", "5", "--n-anomalous", "4", "--sizes"]
     subprocess.run([*command, "4"], check=True, capture_output=True)
     first = table.read_text()
     second = subprocess.run([*command, "4", "6"], check=True, capture_output=True, text=True).stdout
     assert table.read_text().startswith(first)
-    candidates = [line.split(",")[6:8] for line in table.read_text().splitlines()[1:]]
+    with table.open(newline="") as file:
+        candidates = [(row["n_train"], row["candidate"]) for row in csv.DictReader(file)]
     assert [name for n, name in candidates if n == "4"] == [name for n, name in candidates if n == "6"]
     assert "| auto |" in second

@@ -36,9 +36,15 @@ class TrainingSettings:
     verbose: int
 
 
-def n_epochs(settings: TrainingSettings, n_images: int) -> int:
+def n_epochs(
+    settings: TrainingSettings,
+    n_images: int,
+    *,
+    sufficient_steps: int = SUFFICIENT_STEPS,
+    sufficient_epochs: int = SUFFICIENT_EPOCHS,
+) -> int:
     """Return the passes over the training images: as given, or enough of both steps and passes."""
     if settings.max_epochs != "auto":
         return int(settings.max_epochs)
-    steps_an_epoch = math.ceil(n_images / settings.batch_size)
-    return max(SUFFICIENT_EPOCHS, math.ceil(SUFFICIENT_STEPS / steps_an_epoch))
+    steps_per_epoch = math.ceil(n_images / settings.batch_size)
+    return max(sufficient_epochs, math.ceil(sufficient_steps / steps_per_epoch))

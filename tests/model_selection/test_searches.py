@@ -463,10 +463,10 @@ def test_the_search_benchmark_compares_true_and_generated_defects_and_is_not_run
     options += f" --set max_epochs=1 --output {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["search.py", *options.split()])
     search.main()
-    assert "is kept" not in capsys.readouterr().out
+    assert "is up to date" not in capsys.readouterr().out
     target = tmp_path / "search-part-embedded.json"
     result = json.loads(target.read_text())["result"]
-    assert (result["good"], result["generated"], result["defective"]) == (9, 9, 5)
+    assert (result["normal"], result["generated"], result["anomalous"]) == (9, 9, 5)
     detector = PBASDetector(
         "embedded", image_size=32, max_epochs=1, alpha=2.0, patch_size=1, random_state=0, memory=tmp_path / "memory"
     )
@@ -480,5 +480,5 @@ def test_the_search_benchmark_compares_true_and_generated_defects_and_is_not_run
     assert result["candidates"][1]["true_pixel_pro"] == pytest.approx(np.mean(scores), abs=1e-3)
     assert result["seconds"]["search"] > result["seconds"]["training"] > 0
     search.main()
-    assert "is kept" in capsys.readouterr().out
+    assert "is up to date" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
