@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 from skpbas import PBASDetector
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
-from skpbas._inputs import mask_reader
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.datasets import load_mvtec, make_inspection_images
+from skpbas.masks import to_map_size
 
 GENERATED = {"generated-hex_nut": "hex_nut", "generated-printed_board": "printed_board"}
 """Generated categories and their kinds: 60 normal images for training, 30 normal and 40 anomalous ones for testing."""
@@ -85,7 +86,7 @@ def load_images(name: str, data: Path) -> Images:
 
 def masks_at_map_size(masks: Any, images: Any, map_shape: tuple[int, int], resize: str) -> NDArray[np.bool_]:
     """Bring masks (paths, arrays or None) to the geometry of their images' anomaly maps: (n, H, W)."""
-    seen, _ = mask_reader.masks_at_map_size(masks, images, map_shape, resize, name="masks")
+    seen = to_map_size(masks, images, SimpleNamespace(map_shape_=map_shape, resize=resize))
     return np.stack([np.zeros(map_shape, bool) if mask is None else mask for mask in seen])
 
 

@@ -381,7 +381,7 @@ def test_an_image_over_which_workers_die_is_reported_and_its_neighbours_are_scor
 
 
 def test_workers_that_always_die_end_the_run_with_the_way_out(cluster, client, detector, monkeypatch):
-    monkeypatch.setattr("skpbas.distributed._LOSSES_IN_A_ROW", 2)
+    monkeypatch.setattr("skpbas.distributed._cluster._LOSSES_IN_A_ROW", 2)
     patience, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
     try:
         with pytest.raises(ClusterError, match=r"died over 2 batches in a row.*more memory"):

@@ -395,10 +395,17 @@ def test_stratified_folds_of_labels_work_too_for_anomalous_rows_are_left_out_by_
     assert [detector.n_samples_fit_ for detector in results["estimator"]] == [6, 6, 6]
 
 
-def test_without_scoring_sklearn_takes_the_parameter_score_for_a_method_and_stops(data):
-    search = GridSearchCV(quick_detector(), {"alpha": [0.3]}, cv=CV, error_score="raise")
-    with pytest.raises(TypeError, match="'str' object is not callable"):
-        search.fit(data["arrays"], data["labels"])
+def test_without_scoring_a_search_says_what_it_says_of_scikit_learns_own_outlier_detectors(data):
+    messages = []
+    for detector, grid in ((quick_detector(), {"alpha": [0.3]}), (IsolationForest(), {"n_estimators": [5]})):
+        with pytest.raises(TypeError) as caught:
+            GridSearchCV(detector, grid, cv=CV).fit(data["arrays"], data["labels"])
+        messages.append(str(caught.value).replace(repr(detector), "DETECTOR"))
+        assert not hasattr(detector, "score")
+        with pytest.raises(AttributeError, match="has no attribute 'score'"):
+            Pipeline([("detector", detector)]).score(data["arrays"])
+    assert messages[0] == messages[1]
+    assert "no scoring is specified" in messages[0]
 
 
 # Cost ------------------------------------------------------------------------------------------------------
@@ -426,7 +433,7 @@ def work(monkeypatch):
 @pytest.mark.parametrize("X", ["arrays", "paths"])
 def test_a_search_decodes_every_image_and_runs_it_through_the_backbone_once(X, data, tmp_path, work):
     detector = quick_detector(memory=tmp_path)
-    grid = {"alpha": [0.3, 2.0], "patch_size": [1, 3], "score": ["fused"]}
+    grid = {"alpha": [0.3, 2.0], "patch_size": [1, 3], "patch_score": ["fused"]}
     search = GridSearchCV(detector, grid, scoring=AnomalyScorer(), refit="pixel_pro", cv=CV, error_score="raise")
     search.fit(data[X], data["masks"])
     n_fits = 4 * 3 + 1
