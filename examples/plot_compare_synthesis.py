@@ -2,19 +2,23 @@
 Compare ways of synthesis
 =========================
 
-The article's ablation in small: the same images, the same centres, and anomalies that are synthesised along the ray
-from centre to feature, with Gaussian noise, or not at all (ABL alone).
+The article's ablation in small: the same images, the same centres, and
+anomalies that are synthesised along the ray from centre to feature, with
+Gaussian noise, or not at all (ABL alone).
 
-Images are generated and the network is the small one that comes with the package, so that this page needs no download.
-Generated images show how the package works; the article compares the three on real parts.
+Images are generated and the network is the small one that comes with the
+package, so that this page needs no download. Generated images show how the
+package works; the article compares the three on real parts.
 """
 
 # %%
 # Three detectors
 # ---------------
 #
-# ``patch_score="discriminator"`` is the paper's score, and leaves the comparison to the discriminator, which the
-# synthetic anomalies teach. Without synthesis there is none, and a patch's score is its distance to the nearest centre.
+# ``patch_score="discriminator"`` is the paper's score, and leaves the
+# comparison to the discriminator, which the synthetic anomalies teach. Without
+# synthesis there is none, and a patch's score is its distance to the nearest
+# centre.
 
 from skpbas.datasets import make_inspection_images
 
@@ -39,17 +43,23 @@ for name, synthesis in ways.items():
         random_state=0,
     )
     detectors[name] = detector.fit(good)
-    print(f"{name:10} terms of the loss: {', '.join(list(detector.loss_curve_)[1:])}")
+    terms = ", ".join(list(detector.loss_curve_)[1:])
+    print(f"{name:10} terms of the loss: {terms}")
 
 # %%
-# Losses of the three are no contest, as their terms differ; their courses show whether the training has come to rest.
-# ``loss_curve_`` holds every term, and a callback sees them while the training runs: see :doc:`/callbacks`.
+# Losses of the three are no contest, as their terms differ; their courses show
+# whether the training has come to rest. ``loss_curve_`` holds every term, and
+# a callback sees them while the training runs: see :doc:`/callbacks`.
 
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for name, detector in detectors.items():
-    axis.plot(range(1, detector.n_iter_ + 1), detector.loss_curve_["loss"], label=name)
+    axis.plot(
+        range(1, detector.n_iter_ + 1),
+        detector.loss_curve_["loss"],
+        label=name,
+    )
 axis.set(xlabel="epoch", ylabel="loss", yscale="log")
 axis.legend()
 plt.show()
@@ -66,14 +76,19 @@ measure = AnomalyScorer(("image_auroc", "pixel_auroc", "pixel_pro"))
 print("synthesis   image AUROC  pixel AUROC    PRO")
 for name, detector in detectors.items():
     found = measure(detector, images, masks)
-    print(f"{name:10}  {found['image_auroc']:11.3f}  {found['pixel_auroc']:11.3f}  {found['pixel_pro']:.3f}")
+    print(
+        f"{name:10}  {found['image_auroc']:11.3f}  "
+        f"{found['pixel_auroc']:11.3f}  {found['pixel_pro']:.3f}"
+    )
 
 # %%
 # Look
 # ----
 
 shown = [10, 11, 12, 0]  # three defective ones and a good one
-figure, axes = plt.subplots(len(shown), 5, figsize=(9, 1.9 * len(shown)), layout="constrained")
+figure, axes = plt.subplots(
+    len(shown), 5, figsize=(9, 1.9 * len(shown)), layout="constrained"
+)
 for row, index in zip(axes, shown, strict=True):
     row[0].imshow(images[index])
     row[0].set_ylabel(data.defect_types[24 + index])
@@ -81,7 +96,12 @@ for row, index in zip(axes, shown, strict=True):
 for column, detector in zip(axes[:, 2:].T, detectors.values(), strict=True):
     maps = detector.anomaly_map(images)
     for axis, index in zip(column, shown, strict=True):
-        axis.imshow(maps[index], cmap="inferno", vmin=float(maps.min()), vmax=float(maps.max()))
+        axis.imshow(
+            maps[index],
+            cmap="inferno",
+            vmin=float(maps.min()),
+            vmax=float(maps.max()),
+        )
 for axis, title in zip(axes[0], ("image", "mask", *detectors), strict=True):
     axis.set_title(title)
 for axis in axes.flat:

@@ -2,32 +2,41 @@
 Search and score over Dask
 ==========================
 
-A search over parameters trains many detectors, and an archive of images may be larger than one machine should read.
-Both run on a Dask cluster: searches through joblib, scoring through :func:`skpbas.distributed.score_images`. This page
-needs ``pip install skpbas[dask]``.
+A search over parameters trains many detectors, and an archive of images may be
+larger than one machine should read. Both run on a Dask cluster: searches
+through joblib, scoring through :func:`skpbas.distributed.score_images`. This
+page needs ``pip install skpbas[dask]``.
 
-Images are generated and the network is the small one that comes with the package, so that this page needs no download.
+Images are generated and the network is the small one that comes with the
+package, so that this page needs no download.
 """
 
 # %%
 # A cluster
 # ---------
 #
-# Two workers with one thread each. They are threads of this process here, for the sake of the page. Real work wants
-# processes: ``LocalCluster(n_workers=..., threads_per_worker=1)`` on one machine, under ``if __name__ == "__main__":``
-# in a script; or a client of a cluster of many machines.
+# Two workers with one thread each. They are threads of this process here, for
+# the sake of the page. Real work wants processes:
+# ``LocalCluster(n_workers=..., threads_per_worker=1)`` on one machine, under
+# ``if __name__ == "__main__":`` in a script; or a client of a cluster of many
+# machines.
 
 from distributed import Client, LocalCluster
 
-cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
+cluster = LocalCluster(
+    n_workers=2,
+    threads_per_worker=1,
+    processes=False,
+    dashboard_address="127.0.0.1:0",
+)
 client = Client(cluster)
 
 # %%
 # A search
 # --------
 #
-# scikit-learn hands its fits to joblib, and joblib to the cluster. Folds train on good images only; defective ones
-# serve the score.
+# scikit-learn hands its fits to joblib, and joblib to the cluster. Folds train
+# on good images only; defective ones serve the score.
 
 import joblib
 from sklearn.model_selection import GridSearchCV
@@ -37,20 +46,37 @@ from skpbas.datasets import make_inspection_images
 from skpbas.model_selection import NormalKFold
 from skpbas.scorers import image_auroc_scorer
 
-data = make_inspection_images(24, 12, kind="brushed_metal", size=64, random_state=0)
-detector = PBASDetector("embedded", image_size=64, max_epochs=6, contamination=0.1, device="cpu", random_state=0)
-search = GridSearchCV(detector, {"alpha": [0.1, 0.3, 1.0]}, scoring=image_auroc_scorer, cv=NormalKFold(2))
+data = make_inspection_images(
+    24, 12, kind="brushed_metal", size=64, random_state=0
+)
+detector = PBASDetector(
+    "embedded",
+    image_size=64,
+    max_epochs=6,
+    contamination=0.1,
+    device="cpu",
+    random_state=0,
+)
+search = GridSearchCV(
+    detector,
+    {"alpha": [0.1, 0.3, 1.0]},
+    scoring=image_auroc_scorer,
+    cv=NormalKFold(2),
+)
 with joblib.parallel_config(backend="dask"):
     search.fit(data.images, data.labels)
-for parameters, score in zip(search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True):
+results = search.cv_results_
+rows = zip(results["params"], results["mean_test_score"], strict=True)
+for parameters, score in rows:
     print(f"{parameters}: image AUROC {score:.3f}")
 
 # %%
 # Scoring
 # -------
 #
-# Images are given by name, as the workers see them, and may be any number: a generator is read as the work goes on. The
-# detector is sent once to each worker. An image that cannot be read is reported, and the others are scored.
+# Images are given by name, as the workers see them, and may be any number: a
+# generator is read as the work goes on. The detector is sent once to each
+# worker. An image that cannot be read is reported, and the others are scored.
 
 import tempfile
 from pathlib import Path
@@ -66,18 +92,30 @@ for i, image in enumerate(data.images):
 (folder / "07.png").write_bytes(b"a damaged file")
 
 paths = sorted(folder.glob("*.png"))
-for result in sorted(score_images(search.best_estimator_, paths, client=client, batch_size=4))[5:10]:
-    what = "" if result.error is None else result.error.replace(str(folder), "...")
-    print(f"{result.index:3d} {result.score:7.3f} {result.label} {what}")
+best = search.best_estimator_
+results = sorted(score_images(best, paths, client=client, batch_size=4))
+for result in results[5:10]:
+    error = (result.error or "").replace(str(folder), "...")
+    print(f"{result.index:3d} {result.score:7.3f} {result.label} {error}")
 
 # %%
 # To Parquet files
 # ----------------
 #
-# With ``output`` the results go to files, and the same call goes on where an interrupted one ended.
+# With ``output`` the results go to files, and the same call goes on where an
+# interrupted one ended.
 
-summary = score_images(search.best_estimator_, iter(paths), client=client, output=folder / "scores", images_per_file=10)
-print(f"{summary.n_images} images in {summary.n_files} files; {summary.n_failed} could not be read")
+summary = score_images(
+    best,
+    iter(paths),
+    client=client,
+    output=folder / "scores",
+    images_per_file=10,
+)
+print(
+    f"{summary.n_images} images in {summary.n_files} files; "
+    f"{summary.n_failed} could not be read"
+)
 
 import pyarrow.dataset
 

@@ -2,18 +2,21 @@
 Tune two parameters
 ===================
 
-Choose the anomaly degree ``alpha`` and the side ``patch_size`` of a patch's neighbourhood by cross-validation, then
-measure the choice on images that the search has not seen.
+Choose the anomaly degree ``alpha`` and the side ``patch_size`` of a patch's
+neighbourhood by cross-validation, then measure the choice on images that the
+search has not seen.
 
-Images are generated and the network is the small one that comes with the package, so that this page needs no download.
-Generated images show how the package works; which values are best for real parts is another matter.
+Images are generated and the network is the small one that comes with the
+package, so that this page needs no download. Generated images show how the
+package works; which values are best for real parts is another matter.
 """
 
 # %%
 # Images for the search, images for the end
 # -----------------------------------------
 #
-# The images that a parameter was chosen on flatter it. A part is put away for the end.
+# The images that a parameter was chosen on flatter it. A part is put away for
+# the end.
 
 import numpy as np
 
@@ -23,17 +26,20 @@ data = make_inspection_images(34, 20, kind="wood", size=96, random_state=0)
 put_away = np.r_[24:34, 44:54]  # 10 good ones and 10 defective ones
 for_search = np.setdiff1d(np.arange(len(data.images)), put_away)
 print(
-    f"search: {(data.labels[for_search] == 1).sum()} good, {(data.labels[for_search] == -1).sum()} defective; "
-    f"end: {(data.labels[put_away] == 1).sum()} good, {(data.labels[put_away] == -1).sum()} defective"
+    f"search: {(data.labels[for_search] == 1).sum()} good, "
+    f"{(data.labels[for_search] == -1).sum()} defective; "
+    f"end: {(data.labels[put_away] == 1).sum()} good, "
+    f"{(data.labels[put_away] == -1).sum()} defective"
 )
 
 # %%
 # Search
 # ------
 #
-# :class:`~skpbas.model_selection.NormalKFold` trains on good images only and gives every test fold defective ones.
-# Masks serve as y: the scorer reads their pixels, and training reads which images are good. With ``memory`` the network
-# sees every image once, whatever the folds and candidates.
+# :class:`~skpbas.model_selection.NormalKFold` trains on good images only and
+# gives every test fold defective ones. Masks serve as y: the scorer reads
+# their pixels, and training reads which images are good. With ``memory`` the
+# network sees every image once, whatever the folds and candidates.
 
 from tempfile import TemporaryDirectory
 
@@ -45,7 +51,13 @@ from skpbas.scorers import AnomalyScorer
 
 with TemporaryDirectory() as memory:
     detector = PBASDetector(
-        "embedded", image_size=96, max_epochs=15, contamination=0.1, memory=memory, device="cpu", random_state=0
+        "embedded",
+        image_size=96,
+        max_epochs=15,
+        contamination=0.1,
+        memory=memory,
+        device="cpu",
+        random_state=0,
     )
     search = GridSearchCV(
         detector,
@@ -61,14 +73,18 @@ with TemporaryDirectory() as memory:
 # What came out
 # -------------
 #
-# Where candidates differ by less than their folds do, the search has not found a difference.
+# Where candidates differ by less than their folds do, the search has not found
+# a difference.
 
 results = search.cv_results_
 print("alpha  patch_size  image AUROC    PRO    PRO by fold")
 for i, candidate in enumerate(results["params"]):
-    folds = " ".join(f"{results[f'split{k}_test_pixel_pro'][i]:.3f}" for k in range(2))
+    folds = " ".join(
+        f"{results[f'split{k}_test_pixel_pro'][i]:.3f}" for k in range(2)
+    )
     print(
-        f"{candidate['alpha']:5}  {candidate['patch_size']:10}  {results['mean_test_image_auroc'][i]:11.3f}  "
+        f"{candidate['alpha']:5}  {candidate['patch_size']:10}  "
+        f"{results['mean_test_image_auroc'][i]:11.3f}  "
         f"{results['mean_test_pixel_pro'][i]:.3f}  {folds}"
     )
 print("chosen:", search.best_params_)
@@ -80,11 +96,17 @@ import matplotlib.pyplot as plt
 means = results["mean_test_pixel_pro"].reshape(3, 2)
 figure, axis = plt.subplots(figsize=(3.8, 3.6), layout="constrained")
 drawn = axis.imshow(means, cmap="viridis")
-axis.set(xticks=range(2), xticklabels=[1, 3], yticks=range(3), yticklabels=[0.1, 0.3, 0.9])
+axis.set(
+    xticks=range(2),
+    xticklabels=[1, 3],
+    yticks=range(3),
+    yticklabels=[0.1, 0.3, 0.9],
+)
 axis.set(xlabel="patch_size", ylabel="alpha", title="PRO, mean of the folds")
 for (i, j), value in np.ndenumerate(means):
     dark = value < (means.min() + means.max()) / 2
-    axis.text(j, i, f"{value:.3f}", ha="center", va="center", color="white" if dark else "black")
+    color = "white" if dark else "black"
+    axis.text(j, i, f"{value:.3f}", ha="center", va="center", color=color)
 figure.colorbar(drawn)
 plt.show()
 
@@ -92,11 +114,13 @@ plt.show()
 # Measure the choice
 # ------------------
 #
-# The search has fitted the chosen candidate once more, on all of its good images; the defective ones are left out of
-# training. The images put away say how good it is.
+# The search has fitted the chosen candidate once more, on all of its good
+# images; the defective ones are left out of training. The images put away say
+# how good it is.
 
 chosen = search.best_estimator_.set_params(memory=None)
-end = AnomalyScorer(("image_auroc", "pixel_pro"))(chosen, data.images[put_away], data.masks[put_away])
+measure = AnomalyScorer(("image_auroc", "pixel_pro"))
+end = measure(chosen, data.images[put_away], data.masks[put_away])
 print(f"learnt from {chosen.n_samples_fit_} good images")
 for name, value in end.items():
     print(f"{name:12} {value:.3f}")
