@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from helpers import ROOT, small_detector, textured_images
 from sklearn.base import clone
-from sklearn.callback import ScoringMonitor
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -25,6 +24,7 @@ from skpbas.errors import TrainingError
 from skpbas.scorers import AnomalyScorer, image_auroc_scorer
 
 EPOCHS = 5
+ScoringMonitor = pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9").ScoringMonitor
 
 
 class Quiet:
