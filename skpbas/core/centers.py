@@ -51,7 +51,7 @@ def update_aligned(center: Tensor, queries: Tensor, momentum: float) -> Tensor:
         New centers; those that are nearest to no query are unchanged.
     """
     nearest = nearest_center(queries, center)
-    order = torch.argsort(nearest, stable=True)  # by centre, in query order within it
+    order = torch.argsort(nearest, stable=True)  # by center, in query order within it
     count = torch.bincount(nearest, minlength=len(center))
     end = torch.cumsum(count, 0)
     still_to_come = end[nearest[order]] - 1 - torch.arange(len(queries), device=queries.device)

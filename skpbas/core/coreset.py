@@ -81,8 +81,8 @@ def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, T
         q is the smaller of this and d.
     """
     mean = features.mean(0)
-    centred = features - mean
-    _, vectors = torch.linalg.eigh((centred.T @ centred).cpu().double())  # ascending; not every device has float64
+    centered = features - mean
+    _, vectors = torch.linalg.eigh((centered.T @ centered).cpu().double())  # ascending; not every device has float64
     return mean, vectors[:, -n_directions:].flip(1).T.to(features)
 
 

@@ -1,8 +1,8 @@
 """The small pretrained network that is shipped with the package: ``backbone="embedded"``.
 
-Depthwise-separable residual blocks with the levels, strides and channels of a ResNet18, trained to reproduce its feature
-maps with about a sixth of the operations. In training every convolution has a batch norm; in the shipped form they are
-folded into the convolutions.
+Depthwise-separable residual blocks with the levels, strides and channels of a ResNet18, trained to reproduce the
+feature maps of one with about a sixth of the operations. In training every convolution has a batch norm; in the shipped
+form they are folded into the convolutions.
 """
 
 from __future__ import annotations
