@@ -3,7 +3,7 @@ Tune two parameters
 ===================
 
 Choose the anomaly degree ``alpha`` and the side ``patch_size`` of a patch's
-neighbourhood by cross-validation, then measure the choice on images that the
+neighborhood by cross-validation, then measure the choice on images that the
 search has not seen.
 
 Images are generated and the network is the small one that comes with the
@@ -15,8 +15,8 @@ package works; which values are best for real parts is another matter.
 # Images for the search, images for the end
 # -----------------------------------------
 #
-# The images that a parameter was chosen on flatter it. A part is put away for
-# the end.
+# Scores on the images that a parameter was selected on are too good. Some
+# images are set aside for the end.
 
 import numpy as np
 
@@ -36,10 +36,10 @@ print(
 # Search
 # ------
 #
-# :class:`~skpbas.model_selection.NormalKFold` trains on good images only and
-# gives every test fold defective ones. Masks serve as y: the scorer reads
-# their pixels, and training reads which images are good. With ``memory`` the
-# network sees every image once, whatever the folds and candidates.
+# :class:`~skpbas.model_selection.NormalKFold` trains on normal images only and
+# puts defective ones into every test fold. y is masks: the scorer reads their
+# pixels, and training reads which images are normal. With ``memory`` every
+# image passes through the network once, whatever the folds and candidates.
 
 from tempfile import TemporaryDirectory
 
