@@ -35,8 +35,8 @@ client = Client(cluster)
 # A search
 # --------
 #
-# scikit-learn passes its fits to joblib, and joblib to the cluster. Folds train
-# on normal images only; defective ones are used for scoring.
+# scikit-learn passes its fits to joblib, and joblib to the cluster. Folds
+# train on normal images only; defective ones are used for scoring.
 
 import joblib
 from sklearn.model_selection import GridSearchCV
@@ -74,9 +74,9 @@ for parameters, score in rows:
 # Scoring
 # -------
 #
-# Images are passed by name, as the workers see them, in any number: a generator
-# is consumed during the run. The detector is sent once to each worker. An image
-# that cannot be read is reported, and the others are scored.
+# Images are passed by name, as the workers see them, in any number: a
+# generator is consumed during the run. The detector is sent once to each
+# worker. An image that cannot be read is reported, and the others are scored.
 
 import tempfile
 from pathlib import Path

@@ -70,11 +70,11 @@ with TemporaryDirectory() as memory:
     search.fit(data.images[for_search], data.masks[for_search])
 
 # %%
-# What came out
-# -------------
+# Results
+# -------
 #
-# Where candidates differ by less than their folds do, the search has not found
-# a difference.
+# If candidates differ by less than their folds do, the search has not found a
+# difference.
 
 results = search.cv_results_
 print("alpha  patch_size  image AUROC    PRO    PRO by fold")
@@ -114,9 +114,9 @@ plt.show()
 # Measure the choice
 # ------------------
 #
-# The search has fitted the chosen candidate once more, on all of its good
-# images; the defective ones are left out of training. The images put away say
-# how good it is.
+# The search has fitted the selected candidate once more, on all of its normal
+# images; the defective ones are left out of training. The images set aside
+# measure it.
 
 chosen = search.best_estimator_.set_params(memory=None)
 measure = AnomalyScorer(("image_auroc", "pixel_pro"))

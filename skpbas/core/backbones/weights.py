@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Te
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection, and is kept as the cause
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         file_name = weights.url.rsplit("/", 1)[-1]
         raise WeightsUnavailableError(
