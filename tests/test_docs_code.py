@@ -15,8 +15,8 @@ import torchvision
 from helpers import ROOT
 from PIL import Image
 
-import skpbas._training.settings
 from skpbas import PBASDetector
+from skpbas._training.settings import n_epochs
 from skpbas.core.backbones import factory
 from skpbas.datasets import make_inspection_images
 
@@ -67,8 +67,8 @@ def folder(tmp_path, monkeypatch, parts):
 @pytest.fixture
 def names(folder, parts, monkeypatch):
     """What the pages take as given; training is short, and nothing is downloaded."""
-    monkeypatch.setattr(skpbas._training.settings, "SUFFICIENT_STEPS", 2)
-    monkeypatch.setattr(skpbas._training.settings, "SUFFICIENT_EPOCHS", 1)
+    monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_steps", 2)
+    monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_epochs", 1)
     monkeypatch.setattr(factory, "imagenet_state_dict", random_state_dict)
     masks = [mask if mask.any() else None for mask in parts.masks]
     return {
