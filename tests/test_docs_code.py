@@ -1,4 +1,4 @@
-"""The code in README and docs runs: every page from its first block to its last, on small images."""
+"""The code blocks in README and docs run on small images, all blocks of a page in order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def python_blocks(page: Path) -> list[str]:
 
 
 def random_state_dict(name, **_):
-    """What torchvision would download, with random numbers."""
+    """The state dict that torchvision would download, with random values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torchvision.models.get_model(name, weights=None).state_dict()
@@ -44,7 +44,7 @@ def parts():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, parts):
-    """A working folder with the files that the pages speak of."""
+    """A working directory with the files used on the pages."""
 
     def save(pixels, path):
         path = tmp_path / path
