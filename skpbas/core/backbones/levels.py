@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 RESNET_LEVELS = ("layer1", "layer2", "layer3", "layer4")
@@ -99,7 +99,7 @@ class HookedModule(nn.Module):
         def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 maps[name] = output
-                if len(maps) == len(self.layers):
+                if len(maps) == len(self.layers) and not torch.compiler.is_exporting():  # cannot follow exceptions
                     raise _DeepestLevelReached
 
             return hook
@@ -108,8 +108,9 @@ class HookedModule(nn.Module):
         if self._drop_unused:
             handles += [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in self.module.modules()]
         try:
-            with contextlib.suppress(_DeepestLevelReached):
-                self.module(images)
+            self.module(images)
+        except _DeepestLevelReached:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
