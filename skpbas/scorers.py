@@ -154,7 +154,7 @@ class AnomalyScorer:
             resize = getattr(with_maps(detector), "resize", "stretch")
             truth.resample_masks(X, map_shape, resize, before=None if X is given else given)
         values: dict[str, float] = {}  # y and masks are checked before the network has processed all images
-        if image_names and (problem := truth.one_class_image_names()):
+        if image_names and (problem := truth.undefined_for_images()):
             values |= self._undefined(image_names, problem)
         if pixel_names and (problem := truth.undefined_for_pixels()):
             values |= self._undefined(pixel_names, problem)

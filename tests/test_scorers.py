@@ -195,7 +195,9 @@ def test_defects_that_a_crop_leaves_out_are_named_where_no_metric_is_left():
     masks[3:, 4:9, :6] = True
     with (
         pytest.warns(UserWarning, match=r"2 masks have .*, 2 of them only there; the first is y\[3\]"),
-        pytest.raises(InvalidTargetError, match=r'the defects of 2 masks are outside the part that resize="crop" keeps'),
+        pytest.raises(
+            InvalidTargetError, match=r'the defects of 2 masks are outside the part that resize="crop" keeps'
+        ),
     ):
         pixel_auroc_scorer(KnownDetector(resize="crop"), images(shape=(16, 32)), masks)
 

@@ -150,8 +150,8 @@ def masks_at_map_size(
                 cropped = 'resize="crop" cuts off a part' if geometry.unseen else "the pipeline may have cut off a part"
                 raise InvalidTargetError(
                     f"{name}[{i}]{_path(mask)} has the size of the anomaly map, {_size(map_shape)} (height x width), "
-                    f"but not that of its image X[{i}]{_path(X[i])}, {_size(input_shape)}, of which {cropped}: pass the "
-                    f"mask at the size of the image that reaches the detector, {_size(input_shape)}"
+                    f"but not that of its image X[{i}]{_path(X[i])}, {_size(input_shape)}, of which {cropped}: pass "
+                    f"the mask at the size of the image that reaches the detector, {_size(input_shape)}"
                 )
         resized.append(pixels if pixels.any() else None)
     reader.warn()
@@ -204,7 +204,8 @@ class _Reader:
         if self._n_graded:
             warnings.warn(
                 f"{_masks_have(self._n_graded)} more than two values; the first, {self._first_graded}. Pixels above "
-                "half of the type's range are treated as defective. If the values mean something else, pass boolean arrays",
+                "half of the type's range are treated as defective. If the values mean something else, pass boolean "
+                "arrays",
                 UserWarning,
                 stacklevel=stacklevel,
             )

@@ -165,8 +165,7 @@ def _numbers(entries: Sequence[Any] | NDArray[Any], name: str) -> NDArray[Any]:
     for i, item in enumerate(items):
         if not isinstance(item, Real):
             raise InvalidTargetError(
-                f"{name}[{i}] is a {type(item).__name__}; expected +1 for normal and -1 for anomalous images, or a "
-                "mask"
+                f"{name}[{i}] is a {type(item).__name__}; expected +1 for normal and -1 for anomalous images, or a mask"
             )
     booleans = [isinstance(item, bool) for item in items]
     if any(booleans) and not all(booleans):
@@ -196,9 +195,7 @@ def _conversion(values: NDArray[Any], y: str) -> str:
     if values.dtype.kind == "b":
         return f"np.where({y}, -1, 1) if True marks anomalous images, np.where({y}, 1, -1) if normal ones"
     if np.isin(values, (0, 1)).all():
-        return (
-            f"np.where({y} == 1, -1, 1) if 1 marks anomalous images, np.where({y} == 1, 1, -1) if normal ones"
-        )
+        return f"np.where({y} == 1, -1, 1) if 1 marks anomalous images, np.where({y} == 1, 1, -1) if normal ones"
     if len(values) > 2 * _SHOWN_VALUES:
         return "np.where(normal, 1, -1), where normal is True for normal images"
     normal = 1 if np.isin((-1, 1), values).all() else values[0]

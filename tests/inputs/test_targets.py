@@ -164,8 +164,8 @@ UNREADABLE = {
     "dates": (np.array(["2026-01-01"] * 12, "datetime64[D]"), "y contains datetime64"),
     "bytes": (np.array([b"good"] * 12), "y contains .S4"),
     "a matrix": (np.ones((12, 3)), r"labels \(n,\) or masks \(n, H, W\), got shape \(12, 3\)"),
-    "rows": ([[1, 0]] * 12, r"y\[0\]: a mask is \(H, W\).*got shape \(2,\)"),
-    "ragged rows": ([[[1, 0], [1]]] * 12, r"y\[0\]: a mask is \(H, W\)"),
+    "rows": ([[1, 0]] * 12, r"y\[0\]: a mask must be .* \(H, W\).*got shape \(2,\)"),
+    "ragged rows": ([[[1, 0], [1]]] * 12, r"y\[0\]: a mask must be .* \(H, W\)"),
     "one word": ("good", "got str"),
     "a dict": (dict.fromkeys(range(12), 1), "got dict"),
     "a set": (set(range(12)), "got set"),
@@ -265,7 +265,7 @@ def test_rows_of_pandas_without_a_mask_are_normal(mask_file):
 def test_masks_and_labels_in_one_sequence_are_refused_by_the_entry_that_differs(mask_file):
     with pytest.raises(InvalidTargetError, match=r"y\[1\] \(good\) cannot be read as a mask: no such file"):
         normal_rows([str(mask_file), "good"], 2)
-    with pytest.raises(InvalidTargetError, match=r"y\[1\]: a mask is \(H, W\)"):
+    with pytest.raises(InvalidTargetError, match=r"y\[1\]: a mask must be .* \(H, W\)"):
         normal_rows([mask_file, 1], 2)
     with pytest.raises(InvalidTargetError, match='the words "good"'):
         normal_rows(["good", mask_file], 2)
