@@ -212,7 +212,7 @@ def test_too_few_images_are_detected_before_training_and_the_error_suggests_a_sp
 
 @pytest.mark.parametrize("size", [10, 0.99])
 def test_holding_out_every_image_is_an_error(size):
-    with pytest.raises(CalibrationError, match=f"calibration_size={size} contains out 10 .*n_samples=10, which leaves"):
+    with pytest.raises(CalibrationError, match=f"calibration_size={size} holds out 10 .*n_samples=10, which leaves"):
         ConformalThreshold(Untrainable(), max_false_alarm_rate=0.5, calibration_size=size).fit(np.zeros((10, 1)))
 
 
