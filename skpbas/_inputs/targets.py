@@ -89,6 +89,8 @@ def entries_of(y: Any, n_images: int, name: str = "y") -> Sequence[Any] | NDArra
         y = y.numpy(force=True)
     elif hasattr(y, "to_numpy"):  # a column or a frame of pandas or polars
         y = y.to_numpy()
+    elif hasattr(y, "__array__"):
+        y = np.asarray(y)
     try:
         n_entries = len(y)
     except TypeError:  # numbers, generators, arrays without a dimension, sparse matrices

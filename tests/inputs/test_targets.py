@@ -59,6 +59,16 @@ def frame(values):
     return pandas.DataFrame({"label": values}, index=range(len(values))[::-1])
 
 
+class ArrayLike:
+    """Converts to an array, and does nothing else."""
+
+    def __init__(self, values):
+        self.values = np.array(values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
 FORMS = {
     "list": list,
     "tuple": tuple,
@@ -77,6 +87,7 @@ FORMS = {
     "tensor": torch.tensor,
     "tensors": lambda labels: [torch.tensor(label) for label in labels],
     "a table's column": Column,
+    "an array of another library": ArrayLike,
     "series": lambda labels: frame(labels)["label"],
     "series of nullable numbers": lambda labels: frame(labels)["label"].astype("Int64"),
     "series of objects": lambda labels: frame(labels)["label"].astype(object),
