@@ -158,12 +158,12 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
             Too few normal images are held out for ``max_false_alarm_rate``, or none are left for training (both raised
             before training), or the detector returns non-finite scores.
         InvalidTargetError
-            y does not fit X.
+            y does not fit X, or is neither labels nor masks (0 and 1, booleans, words): the message has the conversion.
         """
         self._validate_params()
         if isinstance(X, (str, bytes, PathLike)):
             check_images(X)  # raises an error that asks for a list
-        (X,), (y,) = indexable(X), indexable(y)  # converts sparse matrices to CSR
+        (X,) = indexable(X)  # converts sparse matrices to CSR
         normal = normal_rows(y, _num_samples(X))
         if len(normal) == 0:
             raise CalibrationError("fit needs normal samples, got n_samples=0: X is empty, or y marks all as anomalous")

@@ -291,8 +291,8 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         X : array or sequence of images
             At least two normal ones; see the notes of the class.
         y : None, labels or masks
-            Which images are normal: labels (n,), +1 normal and -1 anomalous, or masks (n, H, W), or a sequence of
-            masks, paths of masks and None, where an image with a defective pixel is anomalous (see
+            Which images are normal: labels (n,), +1 normal and -1 anomalous; masks (n, H, W); or a sequence of masks,
+            paths of masks and, for no mask, None, NaN or "": an image with a defective pixel is anomalous (see
             :func:`skpbas.masks.read_mask`). Anomalous images are left out. None: all are normal.
 
         Returns
@@ -305,7 +305,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
         InvalidImageError
             An image that cannot be used, named by index and file; fewer than two normal ones.
         InvalidTargetError
-            y does not fit X.
+            y does not fit X, or is neither labels nor masks (0 and 1, booleans, words): the message has the conversion.
         WeightsError, WeightsUnavailableError
             No usable weights; the message says what to do.
         TrainingError

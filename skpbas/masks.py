@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size
+from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size, with_maps
+from skpbas._inputs.targets import entries_of
 
 __all__ = ["read_mask", "to_map_size"]
 
@@ -37,7 +38,8 @@ def read_mask(mask: Any) -> NDArray[np.bool_]:
     Raises
     ------
     InvalidTargetError
-        A mask that cannot be read, has another shape, negative or non-finite values, or no pixel of value 0.
+        A mask that cannot be read (no regular file, a damaged one), has another shape, negative or non-finite values,
+        or no pixel of value 0.
 
     Examples
     --------
@@ -57,9 +59,12 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
     Parameters
     ----------
     masks : array of shape (n, h, w), or sequence of masks or None
-        What :func:`read_mask` takes, each at the size of its image or of the anomaly map; None for a normal image.
+        What :func:`read_mask` takes, each at the size of its image; None, NaN or an empty string for a normal image. A
+        mask may have the size of the anomaly map instead if that shows the whole image, which it does unless
+        ``resize="crop"`` cuts off a part.
     X : array or sequence of images
-        Their images, as for :class:`~skpbas.PBASDetector`. Of files only the headers are read.
+        Their images, as the detector receives them (behind the transformers of a pipeline). Of files only the headers
+        are read.
     detector : fitted detector, or (int, int)
         What makes the anomaly maps: its ``map_shape_`` and ``resize`` count. Or the height and width of anomaly maps
         that show whole images.
@@ -72,12 +77,14 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
     Raises
     ------
     InvalidTargetError
-        A mask that cannot be read, or whose size is neither its image's nor the anomaly map's; its sample is named.
+        A mask that cannot be read, or whose size is not its image's and leaves open which part of the image it shows;
+        its sample is named. Another number of masks than images.
 
     Warns
     -----
     UserWarning
-        Masks with more than two values, which are separated at half of their type's range.
+        Masks with more than two values, which are separated at half of their type's range; masks with defective pixels
+        outside the part of their images that ``resize="crop"`` keeps. Once for all masks of a call.
 
     Examples
     --------
@@ -89,6 +96,7 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
     [array([[ True, False],
            [False, False]])]
     """
+    detector = with_maps(detector)
     map_shape = getattr(detector, "map_shape_", detector)
     if not (isinstance(map_shape, (tuple, list)) and len(map_shape) == 2):
         raise TypeError(
@@ -96,7 +104,8 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
             "anomaly maps"
         )
     height, width = map_shape
+    entries = entries_of(masks, len(X), "masks")
     seen, _ = masks_at_map_size(
-        masks, X, (int(height), int(width)), getattr(detector, "resize", "stretch"), name="masks"
+        entries, X, (int(height), int(width)), getattr(detector, "resize", "stretch"), name="masks"
     )
     return seen

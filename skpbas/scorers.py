@@ -13,8 +13,8 @@ from sklearn import get_config
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from skpbas._inputs.mask_reader import masks_at_map_size
-from skpbas._inputs.targets import anomalous_rows, are_masks, check_length
+from skpbas._inputs.mask_reader import masks_at_map_size, with_maps
+from skpbas._inputs.targets import anomalous_rows, are_masks, entries_of
 from skpbas.errors import InvalidTargetError
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
@@ -123,7 +123,9 @@ class AnomalyScorer:
         y : labels or masks
             For image metrics, labels (n,): +1 for normal and -1 for anomalous images, or {0, 1} or booleans with 1 for
             anomalous ones. For all metrics, masks: an array (n, h, w), or a sequence of arrays, PIL images, paths, and
-            None for normal images, each at its image's size or the size of the anomaly map, non-zero where defective.
+            None, NaN or "" for normal images; see :func:`skpbas.masks.read_mask`. A mask has the size of its image as
+            the detector receives it, after the transformers of a pipeline, or the size of the anomaly map, unless
+            ``resize="crop"`` or a transformer may have cut off a part of the image.
         masks : masks, default=None
             Used by pixel metrics instead of y, if masks are routed.
 
@@ -135,20 +137,22 @@ class AnomalyScorer:
         Raises
         ------
         InvalidTargetError
-            y or masks do not match the images or the metrics, or contain only one class.
+            y or masks do not match the images or the metrics, cannot be read, or contain only one class.
         InvalidImageError
             An unusable image.
         TypeError
             The estimator lacks the required method.
         """
         X = X if hasattr(X, "__len__") else list(X)
+        given = X
         detector, X = _detector_and_images(estimator, X)
         image_names = [name for name in self._names if name in _IMAGE_METRICS]
         pixel_names = [name for name in self._names if name in _PIXEL_METRICS]
         truth = _Truth(len(X), y, masks, image_names, pixel_names)
         if pixel_names:
             results, map_shape = _with_map_shape(_method(detector, "iter_scores_and_maps", pixel_names)(X), detector)
-            truth.resample_masks(X, map_shape, getattr(detector, "resize", "stretch"))
+            resize = getattr(with_maps(detector), "resize", "stretch")
+            truth.resample_masks(X, map_shape, resize, before=None if X is given else given)
         values: dict[str, float] = {}  # y and masks are checked before the network has processed all images
         if image_names and (problem := truth.undefined_for_images()):
             values |= self._undefined(image_names, problem)
@@ -248,30 +252,29 @@ class _Truth:
                 f"y is required for {' and '.join([*image_names, *pixel_names])}: labels (+1 normal, -1 anomalous), or "
                 "masks for all metrics; without anomalous images, see skpbas.model_selection.synthetic_validation"
             )
-        self.n_images = n_images
+        self.n_images, self._resize = n_images, "stretch"
         self.resized: list[NDArray[np.bool_] | None] = []
-        self._name, self._masks = ("y", y) if masks is None else ("masks", masks)
-        self._has_labels = y is not None and not (masks is None and are_masks(y))
-        if masks is not None:
-            check_length(masks, n_images, "masks")
-            if not are_masks(masks):
-                raise InvalidTargetError("masks contains labels; expected masks (h, w), and None for normal images")
-        if self._has_labels or not pixel_names:
-            name, target = ("masks", masks) if y is None else ("y", y)
+        self._name = "y" if masks is None else "masks"
+        self._masks = entries_of(y if masks is None else masks, n_images, self._name)
+        hold_masks = are_masks(self._masks)
+        if masks is not None and not hold_masks:
+            raise InvalidTargetError("masks contains labels; expected masks (h, w), and None for normal images")
+        self._apart = masks is not None and y is not None and y is not masks
+        if self._apart or not (pixel_names and hold_masks):
+            name, target = ("y", y) if self._apart else (self._name, self._masks)
             self.anomalous = anomalous_rows(target, n_images, name=name, zero_one=True)
-        else:
-            check_length(y if masks is None else masks, n_images, self._name)
-        if pixel_names and not are_masks(self._masks):
+        if pixel_names and not hold_masks:
             raise InvalidTargetError(
                 f"cannot compute {' and '.join(pixel_names)} from labels: pass masks as y (arrays, PIL images or "
                 "paths, None for normal images), or separately with metadata routing: "
                 "scorer.set_score_request(masks=True) and fit(X, y, masks=masks)"
             )
 
-    def resample_masks(self, X: Any, map_shape: tuple[int, int], resize: str) -> None:
+    def resample_masks(self, X: Any, map_shape: tuple[int, int], resize: str, before: Any) -> None:
         """Read the masks, and resample them to the anomaly maps."""
-        self.resized, anomalous = masks_at_map_size(self._masks, X, map_shape, resize, name=self._name)
-        if self._has_labels and (contradicting := np.flatnonzero(self.anomalous != anomalous)).size:
+        self._resize = resize
+        self.resized, anomalous = masks_at_map_size(self._masks, X, map_shape, resize, name=self._name, before=before)
+        if self._apart and (contradicting := np.flatnonzero(self.anomalous != anomalous)).size:
             i = contradicting[0]
             raise InvalidTargetError(
                 f"y[{i}] is {'anomalous' if self.anomalous[i] else 'normal'}, but masks[{i}] marks "
@@ -291,7 +294,8 @@ class _Truth:
         if any(mask is not None for mask in self.resized):
             return ""
         if n := int(self.anomalous.sum()):
-            return f"the defects of {n} masks vanish at the size of the anomaly maps; increase image_size"
+            outside = 'are outside the part that resize="crop" keeps, or ' if self._resize == "crop" else ""
+            return f"the defects of {n} masks {outside}vanish at the size of the anomaly maps; increase image_size"
         return f"all {self.n_images} images are normal, no mask marks a pixel; {_EXPECTED_BOTH}"
 
 

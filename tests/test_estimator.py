@@ -312,17 +312,17 @@ def test_rows_labeled_anomalous_are_excluded_from_training(good_images, corrupte
     masks = np.zeros((len(X), 64, 64), bool)
     masks[len(good_images) :, 20:40, 20:40] = True
     expected = small_detector(max_epochs=1).fit(good_images).score_samples(X)
-    for y in (labels, labels.astype(float), list(labels), masks, [m if m.any() else None for m in masks]):
+    for y in (
+        labels,
+        labels.astype(float),
+        labels.astype(object),
+        list(labels),
+        masks,
+        [m if m.any() else None for m in masks],
+    ):
         detector = small_detector(max_epochs=1).fit(X, y)
         assert detector.n_samples_fit_ == len(good_images)
         np.testing.assert_array_equal(detector.score_samples(X), expected)
-
-
-def test_labels_of_zero_and_one_raise_a_warning_with_advice(good_images):
-    y = np.arange(len(good_images)) % 2
-    with pytest.warns(UserWarning, match=r"np\.where\(y == 1, -1, 1\)"):
-        detector = small_detector(max_epochs=1).fit(good_images, y)
-    assert detector.n_samples_fit_ == len(good_images)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +332,9 @@ def test_labels_of_zero_and_one_raise_a_warning_with_advice(good_images):
         (np.ones((12, 3)), r"shape \(12, 3\)"),
         (5, "got int"),
         (-np.ones(12), "y marks 0 of 12 as normal"),
+        (np.arange(12) % 2, r"y contains 0, 1; .*np\.where\(y == 1, -1, 1\)"),
+        (np.arange(12) % 2 == 1, r"y contains False, True; .*np\.where\(y, -1, 1\)"),
+        (["good", "cut"] * 6, r'np\.where\(np\.asarray\(y\) == "good", 1, -1\)'),
     ],
 )
 def test_y_that_does_not_match_x_is_rejected(good_images, y, reason):

@@ -1,5 +1,9 @@
 """Masks: in every form that files and arrays take, against the pixels they were made from."""
 
+import os
+import warnings
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from helpers import small_detector, textured_images
@@ -109,10 +113,155 @@ def test_masks_are_read_with_the_detectors_view_of_their_images():
     mask = np.zeros((64, 96), bool)
     mask[:, :16] = True  # what the crop cuts off
     mask[5, 50] = True
-    (seen,) = to_map_size([mask], images[:1], detector)
+    with pytest.warns(UserWarning, match=r'1 mask has .* outside the part of an image that resize="crop" keeps'):
+        (seen,) = to_map_size([mask], images[:1], detector)
     expected = np.zeros((64, 64), bool)
     expected[5, 34] = True
     np.testing.assert_array_equal(seen, expected)
+
+
+class Cropping:
+    """What :func:`to_map_size` needs to know of a detector that crops."""
+
+    map_shape_, resize = (8, 8), "crop"
+
+
+@given(
+    hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=8, max_side=30)),
+    st.sampled_from([(8, 8), (9, 13), (20, 8)]),
+)
+def test_a_crop_warns_of_just_the_masks_with_pixels_whose_centers_it_does_not_show(mask, map_shape):
+    class Detector(Cropping):
+        map_shape_ = map_shape
+
+    height, width = mask.shape
+    scale = max(Fraction(map_shape[0], height), Fraction(map_shape[1], width))
+    resized = [max(view, int(side * scale)) for view, side in zip(map_shape, mask.shape, strict=True)]
+    outside = False
+    for row, column in zip(*np.nonzero(mask), strict=True):
+        for place, side, whole, view in zip((row, column), mask.shape, resized, map_shape, strict=True):
+            position = (place + Fraction(1, 2)) * whole / side - round((whole - view) / 2)
+            outside |= not 0 <= position < view
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        to_map_size([mask], [np.zeros(mask.shape, np.uint8)], Detector())
+    assert [str(w.message).startswith("1 mask has defective pixels outside") for w in caught] == [True] * outside
+
+
+def test_one_warning_counts_the_masks_with_defects_outside_a_crop_and_names_the_first(tmp_path):
+    masks = np.zeros((4, 16, 32), bool)
+    masks[1:, 2:4, 2:4] = True
+    masks[2:, 8:10, 16:18] = True
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, mask in zip(paths, masks, strict=True):
+        Image.fromarray(mask).save(path)
+    with pytest.warns(UserWarning, match="masks") as caught:
+        seen = to_map_size(paths, np.zeros((4, 16, 32), np.uint8), Cropping())
+    (message,) = [str(w.message) for w in caught]
+    assert message.startswith('3 masks have defective pixels outside the part of an image that resize="crop" keeps')
+    assert f"1 of them only there; the first is masks[1] ({paths[1]})" in message
+    assert [mask is None for mask in seen] == [True, True, False, False]
+
+
+def test_a_crop_takes_masks_of_the_maps_size_only_if_it_shows_the_whole_image():
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2, 3] = 1
+    (seen,) = to_map_size([mask], np.zeros((1, 64, 64), np.uint8), Cropping())
+    np.testing.assert_array_equal(seen, mask)
+    with pytest.raises(InvalidTargetError, match=r"masks\[0\] has the size of the anomaly map.*cuts off.*64 x 80$"):
+        to_map_size([mask], np.zeros((1, 64, 80), np.uint8), Cropping())
+    (seen,) = to_map_size([mask], np.zeros((1, 64, 80), np.uint8), (8, 8))
+    np.testing.assert_array_equal(seen, mask)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), ""])
+def test_a_missing_entry_is_no_mask_and_another_number_of_masks_is_refused(missing):
+    mask = np.eye(64, dtype=bool)
+    images = textured_images(3)
+    none, seen, also_none = to_map_size([missing, mask, missing], images, (64, 64))
+    assert none is also_none is None
+    np.testing.assert_array_equal(seen, mask)
+    for masks in ([missing, mask], [mask] * 4):
+        with pytest.raises(InvalidTargetError, match=f"masks has {len(masks)} entries for 3 images"):
+            to_map_size(masks, images, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("folder", "a folder"), ("pipe", "not a regular file"), ("nothing", "no such file")]
+)
+def test_what_is_no_regular_file_is_refused_unopened(kind, what, tmp_path):
+    path = tmp_path / "mask.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("needs named pipes")
+        os.mkfifo(path)  # opening it would wait for a writer
+    with pytest.raises(InvalidTargetError, match=rf"cannot be read as a mask: .*{what}$"):
+        read_mask(str(path))
+    with pytest.raises(InvalidTargetError, match=rf"y\[1\] \(.*mask\.png\) cannot be read as a mask: .*{what}$"):
+        normal_rows([None, path], 2)
+
+
+@pytest.mark.parametrize("error", [ValueError("tile cannot extend"), RuntimeError("of AVIF"), MemoryError()])
+def test_whatever_a_decoder_raises_names_the_file(error, tmp_path, monkeypatch):
+    Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "mask.png")
+
+    def broken(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(InvalidTargetError, match=rf"y\[0\] \(.*mask\.png\) .*{type(error).__name__}: {error}"):
+        normal_rows([tmp_path / "mask.png"], 1)
+
+
+# Codings that are wrong only for those who take every value but 0 for defective -------------------------------
+
+
+DISC = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
+
+
+def soft_edge():
+    """A disc drawn at four times the size and averaged, as by a program that smooths edges."""
+    fine = np.hypot(*np.mgrid[-128:128, -128:128]) < 60
+    return np.uint8(np.round(fine.reshape(64, 4, 64, 4).mean(axis=(1, 3)) * 255))
+
+
+CODINGS = {
+    "JPEG": ("jpg", lambda: Image.fromarray(np.uint8(DISC * 255))),
+    "antialiased": ("png", lambda: Image.fromarray(soft_edge())),
+    "levels of 236 to 255": ("png", lambda: Image.fromarray(np.uint8(DISC * (236 + np.arange(64) % 20)))),
+    "floats": ("tif", lambda: Image.fromarray(soft_edge().astype(np.float32) / 255)),
+    "a palette whose first color is white": ("png", lambda: palette_image(~DISC)),
+}
+
+
+def palette_image(pixels):
+    image = Image.fromarray(np.uint8(pixels))
+    image.putpalette([255, 255, 255] + [0, 0, 0] * 255)
+    return image
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_mask_in_every_usual_coding_is_the_disc_that_it_was_made_from(coding, tmp_path):
+    suffix, make = CODINGS[coding]
+    path = tmp_path / f"mask.{suffix}"
+    make().save(path)
+    read = read_mask(path)
+    edge = np.abs(np.hypot(*np.mgrid[-32:32, -32:32]) - 15) < 1.5  # where smoothing and JPEG blur the border
+    assert ((read == DISC) | edge).all()
+    assert abs(int(read.sum()) - int(DISC.sum())) <= 0.03 * DISC.sum()
+
+
+@pytest.mark.parametrize("levels", [(1, 2), (1, 255)])
+def test_masks_without_a_zero_are_refused_by_whoever_reads_them(levels, tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.where(DISC, levels[1], levels[0]).astype(np.uint8)).save(path)
+    message = rf"\(.*mask\.png\) has no pixel of value 0: its values are 1, {levels[1]}.*mask != value"
+    with pytest.raises(InvalidTargetError, match="y" + r"\[1\] " + message):
+        normal_rows([None, path], 2)
+    with pytest.raises(InvalidTargetError, match="masks" + r"\[1\] " + message):
+        to_map_size([None, path], textured_images(2), (64, 64))
 
 
 def test_one_warning_names_how_many_masks_have_more_than_two_values_and_the_first(tmp_path):
@@ -140,7 +289,7 @@ def test_the_warning_about_values_appears_in_a_scorer_too():
 
     graded = np.zeros((64, 64), np.uint8)
     graded[:8, :8] = np.arange(64).reshape(8, 8) * 4
-    with pytest.warns(UserWarning, match=r"1 masks .* y\[1\] contains 64 values"):
+    with pytest.warns(UserWarning, match=r"1 mask has .* y\[1\] contains 64 values"):
         pixel_auroc_scorer(Detector(), textured_images(2), [None, graded])
 
 

@@ -6,13 +6,17 @@ import pickle
 import numpy as np
 import pytest
 import sklearn
-from helpers import small_detector
+from helpers import small_detector, textured_images
 from PIL import Image, PngImagePlugin
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import f1_score, get_scorer, make_scorer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skpbas import metrics
+from skpbas.calibration import ConformalThreshold
 from skpbas.errors import InvalidTargetError
+from skpbas.masks import to_map_size
 from skpbas.scorers import (
     SCORERS,
     AnomalyScorer,
@@ -108,7 +112,100 @@ def test_with_crop_only_the_center_of_the_masks_counts():
     masks[3:, :, 12] = True
     resized = np.stack([resampled(mask, (8, 16))[:, 4:12] for mask in masks])
     expected = metrics.pixel_auroc(resized, detector.maps)
-    assert pixel_auroc_scorer(detector, images(shape=(16, 32)), masks) == expected
+    with pytest.warns(UserWarning, match=r'1 mask has .* outside the part .* resize="crop" keeps, 0 of them only'):
+        assert pixel_auroc_scorer(detector, images(shape=(16, 32)), masks) == expected
+
+
+@pytest.mark.parametrize("of_map", [False, True])
+def test_crop_takes_masks_of_the_maps_size_only_where_it_cuts_nothing_off(of_map):
+    detector, masks = KnownDetector(resize="crop"), masks_for(LABELS, MAP_SHAPE if of_map else (16, 16))
+    resized = np.stack([resampled(mask, MAP_SHAPE) for mask in masks])
+    expected = metrics.pixel_auroc(resized, detector.maps)
+    assert pixel_auroc_scorer(detector, images(shape=(16, 16)), masks) == expected
+    if of_map:
+        with pytest.raises(
+            InvalidTargetError, match=r"y\[0\] has the size of the anomaly map, 8 x 8 .*at the size .*16 x 24"
+        ):
+            pixel_auroc_scorer(detector, images(shape=(16, 24)), masks)
+
+
+def test_masks_of_the_maps_size_are_refused_where_a_pipeline_may_have_cut_off_a_part():
+    detector, masks = KnownDetector(), masks_for(LABELS, MAP_SHAPE)
+    middle = FunctionTransformer(lambda X: X[:, 4:12, 6:18]).fit(images())
+    pipeline = Pipeline([("middle", middle), ("detector", detector)])
+    with pytest.raises(
+        InvalidTargetError, match=r"y\[0\] has the size of the anomaly map, 8 x 8 .*the pipeline may have .*, 8 x 12$"
+    ):
+        pixel_auroc_scorer(pipeline, images(), masks)
+    of_images = masks_for(LABELS, (8, 12))
+    resized = np.stack([resampled(mask, MAP_SHAPE) for mask in of_images])
+    assert pixel_auroc_scorer(pipeline, images(), of_images) == metrics.pixel_auroc(resized, detector.maps)
+    with pytest.raises(InvalidTargetError, match=r"y\[0\] is 16 x 24; its image X\[0\] is 8 x 12"):
+        pixel_auroc_scorer(pipeline, images(), masks_for(LABELS, (16, 24)))
+    negative = FunctionTransformer(lambda X: 255 - X).fit(images())  # sizes stay: nothing can be cut off
+    same_size = Pipeline([("negative", negative), ("detector", detector)])
+    assert pixel_auroc_scorer(same_size, images(), masks) == metrics.pixel_auroc(masks, detector.maps)
+    loaded = Pipeline([("load", FunctionTransformer(lambda names: images(len(names)))), ("detector", detector)])
+    with pytest.raises(InvalidTargetError, match="the pipeline may have cut off a part"):
+        pixel_auroc_scorer(loaded, list("abcde"), masks)
+
+
+def test_a_threshold_around_a_detector_that_crops_is_scored_with_its_view():
+    X = textured_images(24, side=96)[:, :64]
+    masks = np.zeros((24, 64, 96), bool)
+    masks[20:, 20:30, 60:75] = True  # nearest pixels of the whole image would lie elsewhere
+    model = ConformalThreshold(small_detector(max_epochs=1, resize="crop"), max_false_alarm_rate=0.2, random_state=0)
+    with pytest.warns(UserWarning, match="discards"):
+        model.fit(X[:20])
+    with pytest.warns(UserWarning, match="discards"):
+        maps = model.anomaly_map(X)
+    with pytest.warns(UserWarning, match="discards"):
+        score = pixel_auroc_scorer(model, X, masks)
+    assert score == metrics.pixel_auroc(masks[:, :, 16:80], maps)
+    seen = to_map_size(masks, X, model)
+    assert seen[0] is None
+    np.testing.assert_array_equal(np.stack(seen[20:]), masks[20:, :, 16:80])
+
+
+def test_images_in_a_tables_column_belong_to_masks_by_position():
+    class Column:
+        """Indexed by labels in reverse, as a column is whose rows were sorted."""
+
+        def __init__(self, values):
+            self.values = values
+
+        def __len__(self):
+            return len(self.values)
+
+        def __iter__(self):
+            return iter(self.values)
+
+        def __getitem__(self, label):
+            return self.values[len(self) - 1 - label]
+
+    shapes = [(16, 24), (16, 24), (24, 16), (16, 24), (24, 24)]
+    masks = [masks_for([-1], shape)[0] for shape in shapes]
+    X = [np.zeros(shape, np.uint8) for shape in shapes]
+    detector = KnownDetector()
+    assert pixel_auroc_scorer(detector, Column(X), masks) == pixel_auroc_scorer(detector, X, masks)
+
+
+def test_defects_that_a_crop_leaves_out_are_named_where_no_metric_is_left():
+    masks = np.zeros((5, 16, 32), bool)
+    masks[3:, 4:9, :6] = True
+    with (
+        pytest.warns(UserWarning, match=r"2 masks have .*, 2 of them only there; the first is y\[3\]"),
+        pytest.raises(
+            InvalidTargetError, match=r'the defects of 2 masks are outside the part that resize="crop" keeps'
+        ),
+    ):
+        pixel_auroc_scorer(KnownDetector(resize="crop"), images(shape=(16, 32)), masks)
+
+
+def test_the_f1_that_sklearn_knows_by_name_is_that_of_normal_images():
+    detector = DummyClassifier(strategy="constant", constant=1).fit(images(), LABELS)  # never finds an anomalous image
+    assert get_scorer("f1")(detector, images(), LABELS) == 2 * 3 / (2 * 3 + 2)  # 3 normal images found, 2 wrongly
+    assert make_scorer(f1_score, pos_label=-1)(detector, images(), LABELS) == 0
 
 
 def test_masks_may_be_arrays_images_or_files_and_any_nonzero_pixel_counts(tmp_path):
@@ -240,7 +337,7 @@ def test_the_error_names_an_estimator_without_anomaly_maps():
         (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the anomaly map 8 x 8"),
         ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask must be .* \(H, W\).*\(16, 24, 3\)"),
         ([None, None, "no/such.png", None, None], r"y\[2\] \(no/such.png\) cannot be read as a mask"),
-        (["good", "bad", "good", "good", "good"], r"y\[0\] \(good\) cannot be read as a mask"),
+        (["good", "bad", "good", "good", "good"], r'the words "bad", "good"; .*np\.where\(np\.asarray\(y\) == "good"'),
         ([None] * 5, "image_auroc cannot be computed: all 5 images are normal; .*NormalKFold.*undefined"),
         (np.zeros((5, 8, 8)), "image_auroc cannot be computed: all 5 images are normal"),
     ],

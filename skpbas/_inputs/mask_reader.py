@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from skpbas._inputs.images import Geometry, image_shape
-from skpbas.errors import InvalidTargetError
+from skpbas.errors import ImageNotFoundError, InvalidImageError, InvalidTargetError
 
 Mask = NDArray[np.bool_]
+
+MASK_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""Suffixes of strings that are treated as paths of masks; other strings are words."""
 
 _SHOWN_LEVELS = 6
 
@@ -33,6 +39,22 @@ class MaskPixels:
 
     defective: Mask
     levels: NDArray[Any]
+
+
+def is_missing(entry: Any) -> bool:
+    """Return whether an entry stands for "no mask": None, an empty string, or a table's NaN, NA or NaT."""
+    if isinstance(entry, str):
+        return not entry.strip()
+    if isinstance(entry, (float, np.floating)):
+        return bool(np.isnan(entry))
+    return entry is None or type(entry).__name__ in ("NAType", "NaTType")  # pandas is not a requirement
+
+
+def with_maps(detector: Any) -> Any:
+    """Return the detector that makes the anomaly maps of one that wraps it, such as ConformalThreshold."""
+    while not hasattr(detector, "map_shape_") and hasattr(detector, "detector_"):
+        detector = detector.detector_
+    return detector
 
 
 def mask_pixels(mask: Any, name: str) -> MaskPixels:
@@ -55,27 +77,36 @@ def mask_pixels(mask: Any, name: str) -> MaskPixels:
 def are_defective(masks: Iterable[Any], name: str = "y") -> Mask:
     """Return whether each mask has a defective pixel: (n,)."""
     reader = _Reader(name)
-    found = np.fromiter((mask is not None and reader.read(i, mask).any() for i, mask in enumerate(masks)), bool)
-    reader.warn_of_levels()
+    found = np.fromiter((not is_missing(mask) and reader.read(i, mask).any() for i, mask in enumerate(masks)), bool)
+    reader.warn()
     return found
 
 
 def masks_at_map_size(
-    masks: Any, X: Sequence[Any] | NDArray[Any], map_shape: tuple[int, int], resize: str, *, name: str = "y"
+    masks: Any,
+    X: Any,
+    map_shape: tuple[int, int],
+    resize: str,
+    *,
+    name: str = "y",
+    before: Any = None,
 ) -> tuple[list[Mask | None], Mask]:
     """Resample masks to the geometry of the anomaly maps by nearest neighbor.
 
     Parameters
     ----------
-    masks : sequence of arrays (h, w), PIL images, paths or None, or array (n, h, w)
-        Each at its image's size or the size of the anomaly map.
+    masks : sequence of arrays (h, w), PIL images, paths or missing entries, or array (n, h, w)
+        Each at its image's size, or at the size of the anomaly map if that shows the whole image.
     X : array or sequence of images
+        As the detector receives them.
     map_shape : (int, int)
         Height and width of the anomaly maps.
     resize : {"stretch", "crop"}
         How images are resized to ``map_shape``.
     name : str
         Name of the masks in error messages.
+    before : array or sequence, default=None
+        The input of the pipeline whose transformers returned X. A transformer that changes an image's size may crop it.
 
     Returns
     -------
@@ -87,67 +118,117 @@ def masks_at_map_size(
     Raises
     ------
     InvalidTargetError
-        A mask cannot be read, or has neither the size of its image nor that of the anomaly map; the message names it.
+        A mask cannot be read, or its size does not tell which part of its image it shows; the message names it.
     """
+    X, before = (
+        images if images is None or isinstance(images, (Sequence, np.ndarray)) else list(images)
+        for images in (X, before)  # a table's column is indexed by its labels, not by position
+    )
     resized: list[Mask | None] = []
     anomalous = np.zeros(len(masks), bool)
     reader = _Reader(name)
     for i, mask in enumerate(masks):
-        if mask is None:
+        if is_missing(mask):
             resized.append(None)
             continue
         pixels = reader.read(i, mask)
         anomalous[i] = pixels.any()
-        if pixels.shape != map_shape or resize == "crop":
+        if pixels.shape != map_shape or resize == "crop" or before is not None:
             input_shape = image_shape(X[i], f"X[{i}]")
+            geometry = Geometry.of(input_shape, map_shape, resize)
             if pixels.shape == input_shape:
-                pixels = Geometry.of(input_shape, map_shape, resize).view_of_mask(pixels)
+                whole, pixels = pixels, geometry.view_of_mask(pixels)
+                if geometry.unseen:
+                    reader.note_unseen(i, mask, _inside(whole, geometry), whole)
             elif pixels.shape != map_shape:
                 raise InvalidTargetError(
                     f"{name}[{i}]{_path(mask)} is {_size(pixels.shape)}; its image X[{i}]{_path(X[i])} is "
                     f"{_size(input_shape)} and the anomaly map {_size(map_shape)} (height x width): the mask must have "
                     "one of these sizes"
                 )
+            elif geometry.unseen or (before is not None and _shape_if_known(before[i]) != input_shape):
+                cropped = 'resize="crop" cuts off a part' if geometry.unseen else "the pipeline may have cut off a part"
+                raise InvalidTargetError(
+                    f"{name}[{i}]{_path(mask)} has the size of the anomaly map, {_size(map_shape)} (height x width), "
+                    f"but not that of its image X[{i}]{_path(X[i])}, {_size(input_shape)}, of which {cropped}: pass "
+                    f"the mask at the size of the image that reaches the detector, {_size(input_shape)}"
+                )
         resized.append(pixels if pixels.any() else None)
-    reader.warn_of_levels()
+    reader.warn()
     return resized, anomalous
 
 
+def _inside(mask: Mask, geometry: Geometry) -> Mask:
+    """Return the part of an image's mask (h, w) that is inside the view."""
+    for axis in (0, 1):
+        n = mask.shape[axis]
+        position = (np.arange(n) + 0.5) * geometry.resized_shape[axis] / n - geometry.offset[axis]
+        mask = mask.compress((position >= 0) & (position < geometry.view_shape[axis]), axis=axis)
+    return mask
+
+
+def _shape_if_known(item: Any) -> tuple[int, int] | None:
+    """Return the height and width of an input of a pipeline if it is an image."""
+    try:
+        return image_shape(item, "")
+    except (ImageNotFoundError, InvalidImageError):
+        return None
+
+
 class _Reader:
-    """Reads masks one at a time, and warns once about those with more than two values."""
+    """Reads masks one at a time, and warns once about those with more than two values or defects outside the view."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._n_graded, self._first = 0, ""
+        self._n_graded, self._first_graded = 0, ""
+        self._n_unseen, self._n_only_unseen, self._first_unseen = 0, 0, ""
+
+    def _named(self, index: int, mask: Any) -> str:
+        return f"{self.name}[{index}]{_path(mask)}"
 
     def read(self, index: int, mask: Any) -> Mask:
-        pixels = mask_pixels(mask, f"{self.name}[{index}]{_path(mask)}")
+        pixels = mask_pixels(mask, self._named(index, mask))
         if pixels.levels.size:
             self._n_graded += 1
-            self._first = self._first or f"{self.name}[{index}]{_path(mask)} contains {_listed(pixels.levels)}"
+            self._first_graded = self._first_graded or f"{self._named(index, mask)} contains {_listed(pixels.levels)}"
         return pixels.defective
 
-    def warn_of_levels(self) -> None:
+    def note_unseen(self, index: int, mask: Any, inside: Mask, whole: Mask) -> None:
+        """Record a mask if it has defective pixels outside the view."""
+        if np.count_nonzero(inside) < np.count_nonzero(whole):
+            self._n_unseen += 1
+            self._n_only_unseen += not inside.any()
+            self._first_unseen = self._first_unseen or self._named(index, mask)
+
+    def warn(self, stacklevel: int = 4) -> None:
         if self._n_graded:
             warnings.warn(
-                f"{self._n_graded} masks have more than two values; the first, {self._first}. Pixels above half of the "
-                "type's range are treated as defective. If the values mean something else, pass boolean arrays",
+                f"{_masks_have(self._n_graded)} more than two values; the first, {self._first_graded}. Pixels above "
+                "half of the type's range are treated as defective. If the values mean something else, pass boolean "
+                "arrays",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
+            )
+        if self._n_unseen:
+            warnings.warn(
+                f'{_masks_have(self._n_unseen)} defective pixels outside the part of an image that resize="crop" '
+                f"keeps, {self._n_only_unseen} of them only there; the first is {self._first_unseen}. Pixel metrics do "
+                'not count these pixels; resize="stretch" inspects whole images',
+                UserWarning,
+                stacklevel=stacklevel,
             )
 
 
 def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
     """Return the values of a mask (H, W) and the upper end of its range."""
     if isinstance(mask, (str, PathLike)):
-        try:
-            with Image.open(mask) as image:
-                return _values_of_image(image, name)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG chunk
-            raise InvalidTargetError(f"{name} cannot be read as a mask: {error}") from error
+        return _values_of_file(Path(mask), name)
     if isinstance(mask, Image.Image):
-        return _values_of_image(mask, name)
-    values = np.asarray(mask)
+        return _values_input_shape(mask, name)
+    try:
+        values = np.asarray(mask)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidTargetError(f"{name}: a mask must be a numeric or boolean array (H, W): {error}") from None
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise InvalidTargetError(
             f"{name}: a mask must be a numeric or boolean array (H, W), got shape {values.shape}, dtype {values.dtype}"
@@ -155,7 +236,22 @@ def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
     return values, _highest(values, name)
 
 
-def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
+def _values_of_file(path: Path, name: str) -> tuple[NDArray[Any], float]:
+    try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            what = (
+                "it is a folder" if path.is_dir() else "it is not a regular file" if path.exists() else "no such file"
+            )
+            raise InvalidTargetError(f"{name} cannot be read as a mask: {what}")
+        with Image.open(path) as image:
+            return _values_input_shape(image, name)
+    except InvalidTargetError:
+        raise
+    except Exception as error:  # whatever a decoder raises, the user needs to know which file it was
+        raise InvalidTargetError(f"{name} cannot be read as a mask: {type(error).__name__}: {error}") from error
+
+
+def _values_input_shape(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
     image = ImageOps.exif_transpose(image)
     if image.mode == "1":
         return np.asarray(image), 1.0
@@ -190,6 +286,10 @@ def _listed(levels: NDArray[Any]) -> str:
     if len(levels) <= _SHOWN_LEVELS:
         return ", ".join(shown)
     return f"{len(levels)} values, {', '.join(shown)}, ..., {levels[-1]:g}"
+
+
+def _masks_have(n: int) -> str:
+    return "1 mask has" if n == 1 else f"{n} masks have"
 
 
 def _path(item: Any) -> str:

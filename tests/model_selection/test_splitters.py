@@ -163,7 +163,12 @@ def test_groups_may_be_strings_and_can_be_shuffled():
     ("splitter", "y", "groups", "message"),
     [
         (NormalKFold(3), None, None, "NormalKFold needs y: labels .*synthetic_validation"),
-        (NormalKFold(3), [0, 0, 1, 1], None, r"y contains 0, 1; expected \+1 .*np\.where\(y == 1, -1, 1\)"),
+        (
+            NormalKFold(3),
+            [0, 0, 1, 1],
+            None,
+            r"y contains 0, 1; expected \+1 .*np\.where\(np\.asarray\(y\) == 1, -1, 1\)",
+        ),
         (NormalKFold(3), [True, False, True], None, "y contains False, True; expected"),
         (NormalKFold(3), [1, 1, 2], None, "y contains 1, 2; expected"),
         (
