@@ -285,7 +285,13 @@ def _way_out(item: Any, pixels: Pixels) -> str:
         return ""
     if pixels.shape[0] in (1, 3, 4):
         return f": channels come last, image.{channels_last(item, batch=False)}"
-    return f": {pixels.shape[-1]} channels; choose three, such as image[..., :3]"
+    return f": {too_many_channels(pixels.shape[-1], 'image')}"
+
+
+def too_many_channels(n: int, name: str) -> str:
+    """Return what is wrong with a last axis of n channels, and the way out."""
+    choice = f"; choose three of the {n} channels, such as {name}[..., :3]" if n > 4 else ""
+    return f"the last axis must be 1, 3 or 4{choice}"
 
 
 def channels_last(images: Any, *, batch: bool) -> str:

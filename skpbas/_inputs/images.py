@@ -27,6 +27,7 @@ from skpbas._inputs.decoding import (
     image_shape,
     item_name,
     tensor_to_array,
+    too_many_channels,
 )
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
@@ -389,7 +390,7 @@ def _check_image_array(X: NDArray[Any], name: str) -> None:
         way_out = (
             f"channels come last: {name}.transpose(0, 2, 3, 1)"
             if X.shape[1] in (1, 3, 4)
-            else f"{X.shape[-1]} channels: choose three, such as {name}[..., :3]"
+            else too_many_channels(X.shape[-1], name)
         )
         raise InvalidImageError(f"{_what(name)}; got shape {shape}; {way_out}")
     if len(X) == 0:
