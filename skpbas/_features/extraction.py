@@ -73,8 +73,8 @@ class LevelMaps:
         """
         numbered = enumerate(self.images.items)
         for name, image in ahead(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
-            yield name, image if isinstance(image, InvalidImageError) else (self._maps([image]), [image.geometry])
             self.images.warn()
+            yield name, image if isinstance(image, InvalidImageError) else (self._maps([image]), [image.geometry])
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
         """Run the backbone once over the images at ``rows``; keep the levels' parts of their patch features."""
