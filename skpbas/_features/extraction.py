@@ -1,4 +1,4 @@
-"""Images to level maps: decoded ahead of the network, and not computed twice where a cache keeps them."""
+"""From images to feature maps, with images decoded in background threads and feature maps cached if requested."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from skpbas.errors import InvalidImageError
 S = TypeVar("S")
 T = TypeVar("T")
 LevelBatch = tuple[list[Tensor], list[Geometry]]
-"""The levels' maps (B, C_l, H_l, W_l) of some images, and where the view of each lies in it."""
+"""Feature maps (B, C_l, H_l, W_l) per level, and the geometry of each image."""
 
 
 @dataclass
 class _Image:
-    """What is known of an image before the network has seen it."""
+    """An image before its pass through the network."""
 
     geometry: Geometry
     view: Tensor | None = None  # (3, H, W)
-    maps: list[Tensor] | None = None  # (1, C_l, H_l, W_l) each, where a cache had them
+    maps: list[Tensor] | None = None  # (1, C_l, H_l, W_l) each, if cached
     key: str | None = None
 
 
 class LevelMaps:
-    """The levels' maps of a sequence of images, one batch after the other.
+    """Batches of the feature maps of a sequence of images.
 
     Parameters
     ----------
     images : ImageSequence
     extractor : FeatureExtractor
     n_workers : int
-        Threads that decode ahead.
+        Number of decoding threads.
     cache : MapCache or None
-        Where maps are looked for, and kept.
+        Cache of feature maps.
     """
 
     def __init__(
@@ -57,27 +57,27 @@ class LevelMaps:
         self.batch_size = inference_batch(extractor.device)
 
     def batches(self, rows: Sequence[int], *, name_all: bool = True) -> Iterator[LevelBatch]:
-        """Yield the maps (B, C_l, H_l, W_l), on the network's device, and the geometries of the images at ``rows``.
+        """Yield feature maps (B, C_l, H_l, W_l), on the network's device, and geometries of the images at ``rows``.
 
-        Where an image cannot be used and ``name_all``, the rest is decoded too, so that one error names all of them.
+        If an image is unusable and ``name_all``, the rest is decoded too, so that one error names all such images.
         """
-        loaded = usable(ahead(self._tried, rows, self.n_workers), len(rows) if name_all else None)
+        loaded = usable(prefetch(self._tried, rows, self.n_workers), len(rows) if name_all else None)
         for batch in in_batches(loaded, self.batch_size):
             yield self._maps(batch), [image.geometry for image in batch]
         self.images.warn()
 
     def one_by_one(self) -> Iterator[tuple[str, LevelBatch | InvalidImageError]]:
-        """Yield the name of each image as it comes, and its maps (1, C_l, H_l, W_l) and geometry, or its error.
+        """Yield the name of each image, and its feature maps (1, C_l, H_l, W_l) and geometry, or its error.
 
-        The images may be any iterable. An item is asked for when its turn comes; several workers take a few more.
+        The images may be any iterable, which is advanced image by image; more than one worker reads a few ahead.
         """
         numbered = enumerate(self.images.items)
-        for name, image in ahead(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
+        for name, image in prefetch(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
             self.images.warn()
             yield name, image if isinstance(image, InvalidImageError) else (self._maps([image]), [image.geometry])
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
-        """Run the backbone once over the images at ``rows``; keep the levels' parts of their patch features."""
+        """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
         aggregator = self.extractor.aggregator
         shapes = [
             (outputs.stop - outputs.start, height, width)
@@ -110,7 +110,7 @@ class LevelMaps:
         try:
             key = self.cache.key(item)
         except Exception:
-            self.images.view(index, item)  # says which image it is
+            self.images.view(index, item)  # raises an error that names the image
             raise
         found = self.cache.find(key)
         if found is not None:
@@ -130,20 +130,20 @@ class LevelMaps:
             if image.maps is None:
                 assert image.key is not None
                 i = next(new)
-                image.maps = self.cache.keep(image.key, [level[i : i + 1] for level in computed], image.geometry)
+                image.maps = self.cache.store(image.key, [level[i : i + 1] for level in computed], image.geometry)
         levels = zip(*(image.maps for image in batch if image.maps is not None), strict=True)
         return [torch.cat(level).to(self.extractor.device).float() for level in levels]
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Stack views into (B, 3, H, W); where 8-bit and 16-bit images meet, all become floats in [0, 1]."""
+    """Stack views into (B, 3, H, W); if 8-bit and 16-bit images are mixed, all become floats in [0, 1]."""
     if len({view.dtype for view in views}) > 1:
         views = [view / 255 if view.dtype == torch.uint8 else view for view in views]
     return torch.stack(list(views))
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items, the last one perhaps shorter."""
+    """Yield lists of ``size`` items; the last may be shorter."""
     batch: list[T] = []
     for item in items:
         batch.append(item)
@@ -155,9 +155,9 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def usable(images: Iterable[T | InvalidImageError], n_images: int | None) -> Iterator[T]:
-    """Yield images up to the first error; then go through the rest and raise one error for all errors in it.
+    """Yield images up to the first error; then consume the rest and raise one error for all that are unusable.
 
-    Without ``n_images``, the number that errors speak of, the first error is raised where it comes.
+    If ``n_images``, the total in the error's message, is None, the first error is raised immediately.
     """
     errors: list[InvalidImageError] = []
     for image in images:
@@ -171,8 +171,8 @@ def usable(images: Iterable[T | InvalidImageError], n_images: int | None) -> Ite
         raise of_several(errors, n_images or len(errors))
 
 
-def ahead(load: Callable[[S], T], order: Iterable[S], n_workers: int, *, eager: bool = True) -> Iterator[T]:
-    """Yield ``load(i)`` in the order asked for, done ahead by threads if ``eager``; memory for a few results."""
+def prefetch(load: Callable[[S], T], order: Iterable[S], n_workers: int, *, eager: bool = True) -> Iterator[T]:
+    """Yield ``load(i)`` in the given order, computed in advance by threads if ``eager``; few results are held."""
     if not eager:
         yield from map(load, order)
         return

@@ -1,4 +1,4 @@
-"""Images to patch scores, image scores and anomaly maps, in memory that does not grow with their number."""
+"""From images to patch scores, image scores and anomaly maps, with memory use independent of the number of images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from skpbas.core.model import PBASModel
 from skpbas.errors import InvalidImageError
 
 ScoredBatch = tuple[Tensor, list[Geometry]]
-"""Patch scores (B, P), and where the view of each image lies in it."""
+"""Patch scores (B, P) and the geometry of each image."""
 
 
 def iter_patch_scores(model: PBASModel, level_maps: LevelMaps, *, name_all: bool = True) -> Iterator[ScoredBatch]:
-    """Yield the patch scores of a sequence's images, batch by batch; errors name the first or all bad images."""
+    """Yield the patch scores of a sequence of images in batches; errors name the first or all unusable images."""
     for feature_maps, geometries in level_maps.batches(range(len(level_maps.images)), name_all=name_all):
         yield model.patch_scores(feature_maps), geometries
 
 
 def iter_stream(model: PBASModel, level_maps: LevelMaps) -> Iterator[tuple[str, ScoredBatch | InvalidImageError]]:
-    """Yield the name and the patch scores of each image of an iterable, or why there are none, one by one."""
+    """Yield the name of each image of an iterable, and its patch scores or its error."""
     for name, loaded in level_maps.one_by_one():
         if isinstance(loaded, InvalidImageError):
             yield name, loaded
@@ -33,7 +33,7 @@ def iter_stream(model: PBASModel, level_maps: LevelMaps) -> Iterator[tuple[str, 
 
 
 def raised(stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]]) -> Iterator[ScoredBatch]:
-    """Yield what a stream scored, and raise the first error in it."""
+    """Yield the patch scores of a stream, and raise its first error."""
     for _, scored in stream:
         if isinstance(scored, InvalidImageError):
             raise scored
@@ -48,9 +48,9 @@ def image_scores(model: PBASModel, scored: Iterator[ScoredBatch]) -> NDArray[np.
 def iter_results(
     model: PBASModel, scored: Iterator[ScoredBatch], *, to_input: bool
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
-    """Yield ``score_samples`` and the anomaly map of each image, at the size of the image if ``to_input``."""
+    """Yield ``score_samples`` and the anomaly map of each image, at the image's own size if ``to_input``."""
     for scores, geometries in scored:
         anomaly_maps = model.anomaly_maps(scores).cpu()
-        of_images = (-model.image_scores(scores).cpu().double()).tolist()
-        for score, anomaly_map, geometry in zip(of_images, anomaly_maps, geometries, strict=True):
+        sample_scores = (-model.image_scores(scores).cpu().double()).tolist()
+        for score, anomaly_map, geometry in zip(sample_scores, anomaly_maps, geometries, strict=True):
             yield score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()

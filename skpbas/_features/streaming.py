@@ -1,4 +1,4 @@
-"""What a detector gives for one image after the other: scores, anomaly maps, and results that survive bad images."""
+"""Results image by image: scores, anomaly maps, and streams that continue after unusable images."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["Result", "StreamingMixin"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a detector says of one image of a stream.
+    """Result for one image of a stream.
 
     Attributes
     ----------
     index : int
         Position in the stream, from 0.
     name : str
-        The path of an image that was given as a path; otherwise ``images[index]``.
+        Path of an image that was passed as a path; otherwise ``images[index]``.
     score : float or None
-        ``score_samples`` of the image: higher is more normal. None if the image could not be inspected.
+        ``score_samples`` of the image: higher is more normal. None if the image is unusable.
     label : int or None
-        +1 normal, -1 anomalous, as by ``predict``. None if the image could not be inspected.
+        +1 normal, -1 anomalous, as by ``predict``. None if the image is unusable.
     p_value : float or None
         Conformal p-value, where the detector has one (:class:`~skpbas.calibration.ConformalThreshold`).
     map : ndarray of shape (H, W), float32, or None
-        Anomaly map at the model's size; None if not asked for, or if the image could not be inspected.
+        Anomaly map at the model's size; None with ``maps=False``, or if the image is unusable.
     error : str or None
-        Why the image could not be inspected; None if it was.
+        Why the image is unusable; otherwise None.
     """
 
     index: int
@@ -53,7 +53,7 @@ class Result:
 
 
 class StreamingMixin:
-    """The methods of a detector that take any iterable of images and hold one image at a time."""
+    """Methods of a detector that accept any iterable of images and hold one image at a time."""
 
     model_: Any
     offset_: Any
@@ -79,9 +79,9 @@ class StreamingMixin:
         Parameters
         ----------
         X : array, sequence or iterable of images
-            A generator, such as the frames of a camera, may be endless: a frame is asked for when its turn comes, and
-            its result is given before the next frame is asked for. With ``n_jobs`` above 1, up to two frames per
-            thread are taken and decoded in advance. A sequence is checked at the call, an iterator as it goes.
+            A generator, such as one that yields a camera's frames, may be endless: each result is yielded before the
+            next image is requested. With ``n_jobs`` greater than 1, up to two images per thread are requested and
+            decoded in advance. A sequence is checked by the call, an iterator item by item.
         size : {"model", "input"}, default="model"
 
         Yields
@@ -100,17 +100,17 @@ class StreamingMixin:
         return iter_results(model, scored, to_input=size == "input")
 
     def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
-        """Yield a result for each image of a stream, in order, and go on after images that cannot be inspected.
+        """Yield a result for each image of a stream, in order, and optionally continue after unusable images.
 
         Parameters
         ----------
         images : array, sequence or iterable of images
-            Taken one by one, as by :meth:`iter_scores_and_maps`.
+            Requested one by one, as by :meth:`iter_scores_and_maps`.
         on_error : {"raise", "skip"}, default="raise"
-            What happens where an image cannot be read or scored: "raise" ends the stream with the error; "skip" yields
-            a result that holds its text in ``error``, and goes on. Errors of the iterable itself are always raised.
+            For an image that cannot be read or scored: "raise" raises the error; "skip" yields a result with the
+            message in ``error`` and continues. Errors of the iterable itself are always raised.
         maps : bool, default=True
-            Whether results hold anomaly maps.
+            Whether results include anomaly maps.
 
         Yields
         ------
@@ -120,7 +120,7 @@ class StreamingMixin:
         Raises
         ------
         InvalidImageError
-            With ``on_error="raise"``, an image that cannot be used, or whose score is not finite.
+            With ``on_error="raise"``: an image is unusable, or its score is not finite.
 
         Examples
         --------
@@ -161,7 +161,7 @@ def _results(
                 raise scored
             score = float(image_scores(model, iter([scored]))[0])
             if not math.isfinite(score):
-                raise InvalidImageError(f"{name}: the detector's score is {score}, which says nothing about the image")
+                raise InvalidImageError(f"{name}: the detector's score is {score}, not a finite number")
         except InvalidImageError as error:
             if not skip:
                 raise

@@ -1,4 +1,4 @@
-"""From what users give as an image to its pixels: files, PIL images, arrays and tensors."""
+"""Decoding of images: files, PIL images, arrays and tensors to pixels."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
     "WEBP": (".webp",),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
 }
-"""The formats of image files that are read, by Pillow's names, and how the names of such files end."""
+"""Image file formats that are read, by Pillow's names, with their file name suffixes."""
 
-_ONE_IMAGE_IS = "an image is an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image or a path"
-_STRIP = 2**18  # pixels that are converted at a time: what is held twice stays small
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_EXPECTED_IMAGE = "an image must be an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image or a path"
+_STRIP = 2**18  # pixels converted at a time, which limits memory
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -48,7 +48,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """The pixels of an image, and what was left out of them.
+    """Pixels of an image, and what was left out of them.
 
     Attributes
     ----------
@@ -66,17 +66,17 @@ class Decoded:
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """Return how the names of image files end, in lower case, sorted."""
+    """Return the file name suffixes of images, in lower case, sorted."""
     return tuple(sorted(suffix.lower() for suffixes in IMAGE_FORMATS.values() for suffix in suffixes))
 
 
 def looks_like_an_image(path: Path) -> bool:
-    """Return whether a name is that of an image file, and not of a hidden one such as macOS's "._photo.png"."""
+    """Return whether a path has the suffix of an image and is not hidden, as macOS's "._photo.png" is."""
     return not path.name.startswith(".") and path.suffix.lower() in image_suffixes()
 
 
 def item_name(item: Any, index: int, of: str = "X") -> str:
-    """Return what errors call an image: its index, and its path if it has one."""
+    """Return the name of an image in errors: its index, and its path if it has one."""
     return f"{of}[{index}] ({item})" if isinstance(item, (str, PathLike)) else f"{of}[{index}]"
 
 
@@ -84,14 +84,14 @@ def item_name(item: Any, index: int, of: str = "X") -> str:
 
 
 def check_regular_file(path: str | PathLike[str], name: str) -> None:
-    """Check that a path leads to a file with content of its own: opening a named pipe would wait forever.
+    """Check that a path names a regular file. Opening a named pipe would block forever.
 
     Raises
     ------
     ImageNotFoundError
         There is no such file.
     InvalidImageError
-        It is a folder, a pipe or a device, or cannot be reached.
+        It is a folder, a pipe or a device, or is not accessible.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -102,12 +102,12 @@ def check_regular_file(path: str | PathLike[str], name: str) -> None:
     if stat.S_ISDIR(mode):
         raise InvalidImageError(f"{name} is a folder: list its images with skpbas.datasets.list_images({str(path)!r})")
     if not stat.S_ISREG(mode):
-        raise InvalidImageError(f"{name} is neither a file nor a folder, but a pipe, a socket or a device")
+        raise InvalidImageError(f"{name} is not a regular file, but a pipe, a socket or a device")
 
 
 @contextmanager
 def opened(path: str | PathLike[str], name: str) -> Iterator[Image.Image]:
-    """Open an image file; whatever a decoder raises inside becomes an InvalidImageError that names the file."""
+    """Open an image file; any error of a decoder becomes an InvalidImageError that names the file."""
     check_regular_file(path, name)
     with decoding(name), Image.open(path, formats=known_formats()) as image:
         yield image
@@ -115,10 +115,10 @@ def opened(path: str | PathLike[str], name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises inside into an InvalidImageError with the name of the image and the cause.
+    """Convert any error of a decoder to an InvalidImageError with the image's name and the cause.
 
     Pillow's decoders raise OSError, SyntaxError, EOFError, ValueError, RuntimeError, MemoryError, struct.error and
-    more; a warning may be an error by the caller's filters.
+    more, and warnings where the caller turns them into errors.
     """
     try:
         yield
@@ -129,30 +129,30 @@ def decoding(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise InvalidImageError(
             f"{name} is not an image that Pillow can read as {', '.join(IMAGE_FORMATS)}; "
-            "skpbas.datasets.IMAGE_FORMATS takes further formats"
+            "add other formats to skpbas.datasets.IMAGE_FORMATS"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidImageError(f"{name} is too large to be safe: {error}; see PIL.Image.MAX_IMAGE_PIXELS") from error
+        raise InvalidImageError(f"{name} is too large: {error}; see PIL.Image.MAX_IMAGE_PIXELS") from error
     except MemoryError as error:
-        raise InvalidImageError(f"{name} is damaged, or too large for the memory (MemoryError {error})") from error
+        raise InvalidImageError(f"{name} is damaged or too large for memory (MemoryError: {error})") from error
     except Exception as error:
         raise InvalidImageError(f"{name} is damaged or truncated ({type(error).__name__}: {error})") from error
 
 
 def known_formats() -> list[str]:
-    """Return the formats to read that this build of Pillow knows, whose WebP and JPEG 2000 are optional."""
+    """Return the formats that this build of Pillow supports; WebP and JPEG 2000 are optional."""
     if any(name not in Image.OPEN for name in IMAGE_FORMATS):
         Image.init()
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
 def image_shape(item: Any, name: str) -> tuple[int, int]:
-    """Return the height and width of an image as the detector sees it; of a file only the header is read.
+    """Return the height and width of an image after EXIF rotation; only the header of a file is read.
 
     Raises
     ------
     ImageNotFoundError, InvalidImageError
-        A file that does not exist or is not an image.
+        The file does not exist or is not an image.
     """
     if isinstance(item, (str, PathLike)):
         name = f"{name} ({item})"
@@ -161,13 +161,13 @@ def image_shape(item: Any, name: str) -> tuple[int, int]:
     if isinstance(item, Image.Image):
         with decoding(name):
             return _shape_as_shown(item)
-    height, width = (*np.shape(item), 1, 1)[:2]  # whatever a wrapper takes for an image
+    height, width = (*np.shape(item), 1, 1)[:2]  # wrapped estimators may take other data
     return int(height), int(width)
 
 
 def _shape_as_shown(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    # PNG's own getexif would decode the image in search of later chunks
+    # PngImageFile.getexif would decode the image
     return (width, height) if _orientation(Image.Image.getexif(image)) in _ROTATED else (height, width)
 
 
@@ -184,7 +184,7 @@ def decode(item: Any, name: str) -> Decoded:
     Raises
     ------
     ImageNotFoundError, InvalidImageError
-        An image that cannot be used.
+        The image is unusable.
     """
     if isinstance(item, (str, PathLike)):
         with opened(item, name) as image:
@@ -196,42 +196,42 @@ def decode(item: Any, name: str) -> Decoded:
 
 
 def check_values(pixels: Pixels, name: str) -> None:
-    """Check the dtype, and the values of floats."""
+    """Check the dtype, and the range of floats."""
     if pixels.dtype in (np.uint8, np.uint16):
         return
     if pixels.dtype.kind != "f":
         raise InvalidImageError(
-            f"{name}: pixels are {pixels.dtype}; expected uint8, uint16, or floats in [0, 1] (X.astype(np.uint8)?)"
+            f"{name}: got dtype {pixels.dtype}; expected uint8, uint16, or floats in [0, 1] (X.astype(np.uint8)?)"
         )
     if pixels.size == 0:
         return
-    low, high = float(pixels.min()), float(pixels.max())  # NaN if any value is
+    low, high = float(pixels.min()), float(pixels.max())  # NaN if any value is NaN
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise InvalidImageError(f"{name} holds NaN or infinity")
+        raise InvalidImageError(f"{name} contains NaN or infinity")
     if low < 0 or high > 1:
         raise InvalidImageError(
-            f"{name}: float pixels must lie in [0, 1], got [{low:.4g}, {high:.4g}]; divide by the largest possible "
-            "value, or give uint8"
+            f"{name}: float pixels must be in [0, 1], got [{low:.4g}, {high:.4g}]; divide by the largest possible "
+            "value, or pass uint8"
         )
 
 
 def tensor_to_array(tensor: Tensor, name: str) -> Pixels:
-    """Return a tensor's values; say so where numpy has no such type."""
+    """Return a tensor as an array; raise if numpy has no such type."""
     if tensor.dtype == torch.bfloat16:
-        raise InvalidImageError(f"{name} is a bfloat16 tensor, which numpy does not know: give {name}.float()")
+        raise InvalidImageError(f"{name} is a bfloat16 tensor, which numpy does not support: pass {name}.float()")
     try:
         return tensor.numpy(force=True)
     except Exception as error:
-        raise InvalidImageError(f"{name} is a tensor without an array of its values ({error})") from error
+        raise InvalidImageError(f"{name} is a tensor that cannot be converted to an array ({error})") from error
 
 
 def checked_array(item: Any, name: str) -> Pixels:
-    """Return an image given as an array or tensor as it is, axes and values checked.
+    """Return an array or tensor unchanged, with its axes and values checked.
 
     Raises
     ------
     InvalidImageError
-        What is given is no image; the error says what it is.
+        The item is not an image; the message names what it is.
     """
     pixels = _as_array(item, name)
     check_values(pixels, name)
@@ -246,25 +246,25 @@ def _as_array(item: Any, name: str) -> Pixels:
     elif isinstance(item, Mapping):
         key = next((key for key in ("image", "img", "path", "pixel_values") if key in item), next(iter(item), "image"))
         raise InvalidImageError(
-            f"{name} is a dict with the keys {list(item)[:8]}: give the images alone, [item[{key!r}] for item in X]"
+            f"{name} is a dict with the keys {list(item)[:8]}: pass only the images, [item[{key!r}] for item in X]"
         )
     elif _is_pair(item):
         raise InvalidImageError(
-            f"{name} is a {type(item).__name__} of {len(item)}, such as the (image, label) of a torch Dataset: give "
-            "the images alone, [item[0] for item in X]"
+            f"{name} is a {type(item).__name__} of {len(item)}, such as the (image, label) of a torch Dataset: pass "
+            "only the images, [item[0] for item in X]"
         )
     else:
         try:
             pixels = np.asarray(item)
-        except Exception as error:  # noqa: BLE001 - whatever an object's own conversion raises
-            raise InvalidImageError(f"{name}: {_ONE_IMAGE_IS}; got {type(item).__name__} ({error})") from None
+        except Exception as error:  # noqa: BLE001 - an object's own conversion may raise anything
+            raise InvalidImageError(f"{name}: {_EXPECTED_IMAGE}; got {type(item).__name__} ({error})") from None
         if pixels.ndim == 0:
             shown = f" {item}" if isinstance(item, (int, float)) else ""
-            raise InvalidImageError(f"{name}: {_ONE_IMAGE_IS}; got {type(item).__name__}{shown}")
+            raise InvalidImageError(f"{name}: {_EXPECTED_IMAGE}; got {type(item).__name__}{shown}")
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4)):
         return pixels
     raise InvalidImageError(
-        f"{name}: {_ONE_IMAGE_IS}; got {type(item).__name__} of shape {tuple(pixels.shape)}{_way_out(item, pixels)}"
+        f"{name}: {_EXPECTED_IMAGE}; got {type(item).__name__} of shape {tuple(pixels.shape)}{_way_out(item, pixels)}"
     )
 
 
@@ -280,11 +280,11 @@ def _is_pair(item: Any) -> bool:
 
 def _way_out(item: Any, pixels: Pixels) -> str:
     if pixels.ndim == 4:
-        return ": a batch; give its images one by one"
+        return ": a batch; pass its images one by one"
     if pixels.ndim != 3:
         return ""
     if pixels.shape[0] in (1, 3, 4):
-        return f": channels come last, image.{channels_last(item, batch=False)}"
+        return f": channels must come last, image.{channels_last(item, batch=False)}"
     return f": {too_many_channels(pixels.shape[-1], 'image')}"
 
 
@@ -295,7 +295,7 @@ def too_many_channels(n: int, name: str) -> str:
 
 
 def channels_last(images: Any, *, batch: bool) -> str:
-    """Return the call that moves the channels of an array or tensor to its end."""
+    """Return the call that moves the channels to the last axis."""
     method = "permute" if isinstance(images, Tensor) else "transpose"
     return f"{method}(0, 2, 3, 1)" if batch else f"{method}(1, 2, 0)"
 
@@ -308,12 +308,12 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
     pixels, lowest, highest = _in_strips(image, convert)
     if image.mode == "I" and (lowest < 0 or highest > 65535):
         raise InvalidImageError(
-            f"{name}: a 32-bit integer image with values in [{lowest}, {highest}]; expected 16-bit, [0, 65535]"
+            f"{name}: 32-bit integer image with values in [{lowest}, {highest}]; expected 16-bit values in [0, 65535]"
         )
     if pixels.dtype.kind == "f":
         check_values(pixels, name)
     if lowest == 0 and highest == 0 and convert is _blended:
-        raise InvalidImageError(f"{name} is transparent everywhere: nothing of it can be seen")
+        raise InvalidImageError(f"{name} is transparent everywhere: no pixel is visible")
     upright = _UPRIGHT.get(_orientation(image.getexif()))
     return Decoded(
         pixels if upright is None else upright(pixels),
@@ -323,11 +323,11 @@ def _from_pil(image: Image.Image, name: str) -> Decoded:
 
 
 Strip = tuple[Pixels, float, float]
-"""Rows of pixels, and the lowest and highest of the values that need a check: opacity, or the pixels."""
+"""Rows of pixels, and the lowest and highest of the values to check: opacity, or pixels."""
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Strip]:
-    """Return how rows of an image become pixels."""
+    """Return the function that converts rows of an image to pixels."""
     if image.mode.startswith("I;16"):
         return lambda rows: (np.asarray(rows).astype(np.uint16), 0, 0)
     if image.mode in ("I", "F"):
@@ -345,7 +345,7 @@ def _deep(rows: Image.Image) -> Strip:
 
 
 def _blended(rows: Image.Image) -> Strip:
-    """Return rows on white, and the lowest and highest opacity."""
+    """Return rows blended with white, and the lowest and highest opacity."""
     gray = rows.mode in ("1", "L", "LA", "La")
     if rows.mode not in ("LA", "RGBA"):
         rows = rows.convert("LA" if rows.mode == "La" else "RGBA")
@@ -356,7 +356,7 @@ def _blended(rows: Image.Image) -> Strip:
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Strip]) -> Strip:
-    """Convert an image some rows at a time, into one array."""
+    """Convert an image to one array, a strip of rows at a time."""
     width, height = image.size
     step = max(1, _STRIP // max(width, 1))
     if height <= step:
@@ -373,7 +373,7 @@ def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Strip]) -> S
 
 
 def _without_alpha(pixels: Pixels, name: str) -> Decoded:
-    """Drop an array's axis of one channel, and blend its fourth channel, the opacity, with white."""
+    """Drop an axis of one channel, or blend by the fourth channel, the opacity, with white."""
     if pixels.ndim == 2:
         return Decoded(pixels)
     if pixels.shape[-1] < 4:
@@ -382,7 +382,7 @@ def _without_alpha(pixels: Pixels, name: str) -> Decoded:
     alpha = pixels[..., 3]
     if alpha.size and alpha.max() == 0:
         raise InvalidImageError(
-            f"{name} is transparent everywhere: its fourth channel is 0; if it is not the opacity, give image[..., :3]"
+            f"{name} is transparent everywhere: its fourth channel is 0; if it is not opacity, pass image[..., :3]"
         )
     if alpha.size == 0 or alpha.min() >= opaque:
         return Decoded(pixels[..., :3])

@@ -1,4 +1,4 @@
-"""Images in the order of the user's X: checked at the call, decoded one by one, brought to the network's size."""
+"""Checks on X, and its images one by one, decoded and resized to the network's input."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from skpbas.errors import ImageNotFoundError, InvalidImageError
 
 __all__ = ["Geometry", "ImageSequence", "check_images", "check_stream", "image_shape", "of_several"]
 
-_MUST_BE = (
+_EXPECTED = (
     "must be images: an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images or arrays (H, W[, 3])"
 )
 _SHOWN_FILES = 10
-_LARGEST_RESIZED = 16  # views: of larger ones only the part around the view is resized
+_LARGEST_RESIZED = 16  # in views: of longer images only the part around the view is resized
 _CROP_WARNING_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the network's view lies in an image.
+    """Position of the network's view within an image.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class Geometry:
     resized_shape : (int, int)
         The whole image's height and width after resizing.
     offset : (int, int)
-        Top and left of the view in the resized image.
+        Top and left edge of the view in the resized image.
     view_shape : (int, int)
-        Height and width of the view: the model's input.
+        Height and width of the view, which is the model's input.
     """
 
     input_shape: tuple[int, int]
@@ -64,7 +64,7 @@ class Geometry:
 
     @classmethod
     def of(cls, input_shape: tuple[int, int], view_shape: tuple[int, int], resize: str) -> Geometry:
-        """Lay the view into an image: all of it for "stretch", its center for "crop"."""
+        """Return the geometry of an image: "stretch" shows all of it, "crop" its center."""
         if resize == "stretch":
             return cls(input_shape, view_shape, (0, 0), view_shape)
         scale = max(view_shape[0] / input_shape[0], view_shape[1] / input_shape[1])
@@ -75,11 +75,11 @@ class Geometry:
 
     @property
     def unseen(self) -> float:
-        """Share of the image outside the view, in [0, 1)."""
+        """Fraction of the image outside the view, in [0, 1)."""
         return 1.0 - (self.view_shape[0] * self.view_shape[1]) / (self.resized_shape[0] * self.resized_shape[1])
 
     def view(self, image: Tensor) -> Tensor:
-        """Resize and crop a (C, h, w) image to the view, antialiased bilinear; the dtype stays."""
+        """Resize and crop a (C, h, w) image to the view, with antialiased bilinear interpolation; the dtype is kept."""
         (top, left), (height, width) = self.offset, self.view_shape
         if math.prod(self.resized_shape) > _LARGEST_RESIZED * height * width:
             return _view_by_pillow(image, self)
@@ -90,7 +90,7 @@ class Geometry:
         return image[:, top : top + height, left : left + width]
 
     def view_of_mask(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
-        """Bring a mask (h, w) of the image to the view, nearest: a pixel is defective where its center was."""
+        """Resample a mask (h, w) of the image to the view by nearest neighbor, aligned at pixel centers."""
         seen = mask.astype(bool)
         for axis in (0, 1):
             center = np.arange(self.view_shape[axis]) + self.offset[axis] + 0.5
@@ -99,10 +99,10 @@ class Geometry:
         return seen
 
     def to_input(self, anomaly_map: Tensor) -> Tensor:
-        """Bring a map of the view back to the image's own size, bilinear; NaN where the view did not reach."""
+        """Resize an anomaly map of the view to the image's size, bilinear; NaN outside the view."""
         for axis in (0, 1):
             n_in, n_resized, n_view = self.input_shape[axis], self.resized_shape[axis], self.view_shape[axis]
-            # centers of the image's pixels in coordinates of the view
+            # pixel centers of the image in view coordinates
             position = (torch.arange(n_in, dtype=torch.float64) + 0.5) * (n_resized / n_in) - 0.5 - self.offset[axis]
             outside = (position < -0.5) | (position > n_view - 0.5)
             position = position.clamp(0, n_view - 1)
@@ -118,24 +118,24 @@ class Geometry:
 
 
 class ImageSequence:
-    """Checked images, decoded one by one when asked for.
+    """Checked images, decoded one at a time on request.
 
     Parameters
     ----------
     items : array, sequence or iterator
-        What :func:`check_images` or :func:`check_stream` returned.
+        Return value of :func:`check_images` or :func:`check_stream`.
     image_size : (int, int)
         Height and width of the model's input, in pixels.
     resize : {"stretch", "crop"}
     smallest : int
-        Smallest side that an image may have, in pixels: the network's stride.
+        Smallest allowed side of an image, in pixels: the network's stride.
     name : str
-        What errors call the sequence.
+        Name of the sequence in errors.
 
     Raises
     ------
     InvalidImageError
-        From :meth:`load`, for an image that cannot be used.
+        By :meth:`load`, for an unusable image.
     """
 
     def __init__(self, items: Any, *, image_size: tuple[int, int], resize: str, smallest: int, name: str = "X") -> None:
@@ -153,18 +153,18 @@ class ImageSequence:
         return len(self.items)
 
     def load(self, index: int) -> tuple[Tensor, Geometry]:
-        """Return the model's view of an image, (3, H, W) uint8 or float32 in [0, 1], and where it lies."""
+        """Return the model's view of an image, (3, H, W) uint8 or float32 in [0, 1], and its geometry."""
         return self.view(index, self.items[index])
 
     def view(self, index: int, item: Any) -> tuple[Tensor, Geometry]:
-        """Return the model's view of an image that has been taken from the sequence."""
+        """Return the model's view and the geometry of an item of the sequence."""
         name = item_name(item, index, self.name)
         decoded = decode(item, name)
         height, width = decoded.pixels.shape[:2]
         if min(height, width) < self.smallest:
             raise InvalidImageError(
-                f"{name} is {height} x {width} pixels (height x width), smaller than {self.smallest}, the stride of "
-                "the network at the deepest of its layers; a single image must be given as X[None]"
+                f"{name} is {height} x {width} pixels (height x width), smaller than {self.smallest}, the network "
+                "stride at its deepest layer; pass a single image as X[None]"
             )
         geometry = Geometry.of((height, width), self.image_size, self.resize)
         self.note(index, geometry)
@@ -173,7 +173,7 @@ class ImageSequence:
         return geometry.view(channels).expand(3, -1, -1), geometry
 
     def note(self, index: int, geometry: Geometry) -> None:
-        """Remember how much of an image will go unseen."""
+        """Record how much of an image the crop leaves out."""
         if geometry.unseen > _CROP_WARNING_SHARE:
             self._cropped[index] = geometry.unseen
 
@@ -184,26 +184,26 @@ class ImageSequence:
             self._more_frames[index] = name
 
     def warn(self, stacklevel: int = 4) -> None:
-        """Warn once of what images lost when they were loaded: a crop's rest, colors under alpha, later frames."""
-        cropped, self._cropped = self._cropped, {}  # a stream may be endless: nothing is kept
+        """Warn once of each thing that was left out of the images loaded so far."""
+        cropped, self._cropped = self._cropped, {}  # a stream may be endless, so nothing is kept
         transparent, self._transparent = self._transparent, {}
         more_frames, self._more_frames = self._more_frames, {}
         total = f"{len(self.items)} images" if hasattr(self.items, "__len__") else "the images"
         texts = {}
         if cropped:
             texts["crop"] = (
-                f'resize="crop" leaves up to {max(cropped.values()):.0%} unseen of {len(cropped)} of {total}; '
-                'resize="stretch" inspects all of each'
+                f'resize="crop" discards up to {max(cropped.values()):.0%} of the area of {len(cropped)} of {total}; '
+                'resize="stretch" uses whole images'
             )
         if transparent:
             texts["alpha"] = (
                 f"transparent pixels are blended with white in {len(transparent)} of {total}, first in "
-                f"{transparent[min(transparent)]}; give images without an alpha channel if the colors under it count"
+                f"{transparent[min(transparent)]}; pass images without an alpha channel if hidden colors matter"
             )
         if more_frames:
             texts["frames"] = (
                 f"only the first of several pages or frames is used in {len(more_frames)} of {total}, first in "
-                f"{more_frames[min(more_frames)]}; give each as an image of its own if the others count"
+                f"{more_frames[min(more_frames)]}; pass each as an image of its own if the others matter"
             )
         for kind, text in texts.items():
             if kind not in self._warned:
@@ -212,7 +212,7 @@ class ImageSequence:
 
 
 def _for_torch(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return pixels as (H, W, C) in a memory layout and dtype that torch takes, without a copy where that can be."""
+    """Return pixels as (H, W, C) in a memory layout and dtype that torch accepts, without a copy if possible."""
     if pixels.dtype == np.uint16:
         pixels = np.divide(pixels, np.float32(65535), dtype=np.float32)
     elif pixels.dtype != np.uint8:
@@ -223,7 +223,7 @@ def _for_torch(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _view_by_pillow(image: Tensor, geometry: Geometry) -> Tensor:
-    """Resize the part of a (C, h, w) image that the view shows, and what the filter takes from around it."""
+    """Resize only the part of a (C, h, w) image that the view shows, with the filter's margin around it."""
     region, box = [], []
     for axis in (0, 1):
         scale = geometry.input_shape[axis] / geometry.resized_shape[axis]
@@ -251,25 +251,25 @@ def _view_by_pillow(image: Tensor, geometry: Geometry) -> Tensor:
 
 
 def check_images(X: Any, name: str = "X", *, each: bool = True) -> Sequence[Any] | NDArray[Any]:
-    """Check all that can be said of X without decoding a file, and return it as an array or a sequence.
+    """Check X without decoding files, and return it as an array or a sequence.
 
-    A sequence that loads its items when they are asked for is returned as it is, and none is asked for here.
+    A sequence that loads its items on access is returned as it is, and no item is accessed.
 
     Parameters
     ----------
     X : array or sequence of images
-        Also a generator, which is listed.
+        A generator is read to its end.
     name : str
-        What errors call it.
+        Name of X in errors.
     each : bool
-        Whether each path and each image of an array is checked too.
+        Check each path and the values of each image in an array.
 
     Raises
     ------
     InvalidImageError
-        X is not a sequence of images, is empty, or an array's values are not pixels.
+        X is not a sequence of images, is empty, or is an array with invalid pixel values.
     ImageNotFoundError
-        Paths lead to no files.
+        Paths do not name files.
     """
     _refuse_what_is_no_sequence(X, name)
     if isinstance(X, Tensor):
@@ -282,21 +282,21 @@ def check_images(X: Any, name: str = "X", *, each: bool = True) -> Sequence[Any]
             X = X[:, 0]  # a column of paths
         if not (X.ndim == 1 and X.dtype.kind in "OUT"):
             _check_image_array(X, name)
-            for index in range(len(X) if each else 0):  # one by one: X may be mapped from a file larger than memory
+            for index in range(len(X) if each else 0):  # X may be memory-mapped and larger than memory
                 check_values(X[index], f"{name}[{index}]")
             return X
         X = X.tolist()
     if not _is_indexed(X):
         X = list(_iterable(X, name))
     if len(X) == 0:
-        raise InvalidImageError(f"{_what(name)}; got none (0 images)")
+        raise InvalidImageError(f"{_what(name)}; got 0 images")
     if each and isinstance(X, (list, tuple)):
-        _check_paths(X, name)  # before an hour's work, not after it
+        _check_paths(X, name)  # fail now and not after hours of work
     return X
 
 
 def check_stream(X: Any, name: str = "X", *, each: bool = True) -> Any:
-    """Check X as :func:`check_images` does, but return an iterator as it is, without asking it for an image."""
+    """Check X as :func:`check_images` does, but return an iterator as it is, without advancing it."""
     if isinstance(X, (Tensor, np.ndarray)) or _is_table(X) or _is_indexed(X):
         return check_images(X, name, each=each)
     _refuse_what_is_no_sequence(X, name)
@@ -314,24 +314,24 @@ def _iterable(X: Any, name: str) -> Iterable[Any]:
 
 
 def _what(name: str) -> str:
-    return f"{name} {_MUST_BE}"
+    return f"{name} {_EXPECTED}"
 
 
 def _refuse_what_is_no_sequence(X: Any, name: str) -> None:
     if isinstance(X, (str, bytes, PathLike)):
         raise InvalidImageError(f"{_what(name)}; got {_single_path(X)}")
     if isinstance(X, Image.Image):
-        raise InvalidImageError(f"{_what(name)}; got a single PIL image: give [image]")
+        raise InvalidImageError(f"{_what(name)}; got a single PIL image; pass [image]")
     if isinstance(X, Mapping):
         keys = [key for key in X if isinstance(key, str)]
         key = next((key for key in ("images", "image", "paths", "path") if key in keys), None)
-        way_out = f"give {name}[{key!r}]" if key else f"give list({name}.values()) if its values are the images"
+        way_out = f"pass {name}[{key!r}]" if key else f"pass list({name}.values()) if its values are the images"
         raise InvalidImageError(f"{_what(name)}; got a {type(X).__name__} with the keys {list(X)[:8]}: {way_out}")
     if isinstance(X, (set, frozenset)):
-        raise InvalidImageError(f"{_what(name)}; got a {type(X).__name__}, which has no order: give sorted({name})")
+        raise InvalidImageError(f"{_what(name)}; got a {type(X).__name__}, which has no order; pass sorted({name})")
     if isinstance(X, DataLoader):
         raise InvalidImageError(
-            f"{_what(name)}; got a DataLoader, which gives batches: give its dataset's images, "
+            f"{_what(name)}; got a DataLoader, which yields batches; pass its dataset's images, "
             "[image for batch in loader for image in batch], channels last"
         )
 
@@ -344,7 +344,7 @@ def _single_path(X: Any) -> str:
         is_folder = False
     if is_folder:
         return f"the folder {str(path)!r}: list its images with skpbas.datasets.list_images({str(path)!r})"
-    return f"the single path {str(path)!r}: give a list, [path]"
+    return f"the single path {str(path)!r}; pass a list, [path]"
 
 
 def _is_table(X: Any) -> bool:
@@ -359,7 +359,7 @@ def _only_column(X: Any, name: str) -> list[Any]:
     columns = list(X.columns)
     if len(columns) != 1:
         raise InvalidImageError(
-            f"{_what(name)}; got a {type(X).__name__} with the columns {columns[:8]}: give the column of paths, such "
+            f"{_what(name)}; got a {type(X).__name__} with the columns {columns[:8]}: pass the column of paths, such "
             f"as {name}[{(columns or ['path'])[0]!r}]"
         )
     return list(X[columns[0]])
@@ -369,11 +369,12 @@ def _check_tensor(X: Tensor, name: str) -> None:
     shape = tuple(X.shape)
     if X.ndim == 4 and X.shape[-1] not in (1, 3, 4) and X.shape[1] in (1, 3, 4):
         raise InvalidImageError(
-            f"{_what(name)}; got a tensor of shape {shape}; channels come last: {name}.{channels_last(X, batch=True)}"
+            f"{_what(name)}; got a tensor of shape {shape}; channels must come last: "
+            f"{name}.{channels_last(X, batch=True)}"
         )
     if X.ndim == 3 and X.shape[0] in (3, 4) and X.shape[-1] not in (1, 3, 4):
         raise InvalidImageError(
-            f"{name} is a tensor of shape {shape}, by torch's convention one image of {shape[0]} channels: give "
+            f"{name} is a tensor of shape {shape}, by torch's convention one image of {shape[0]} channels: pass "
             f"{name}.{channels_last(X, batch=False)}[None] for that image, or {name}[..., None] for {shape[0]} "
             "grayscale images"
         )
@@ -382,23 +383,23 @@ def _check_tensor(X: Tensor, name: str) -> None:
 def _check_image_array(X: NDArray[Any], name: str) -> None:
     shape = tuple(X.shape)
     if X.ndim not in (3, 4):
-        single = f"; a single image must be given as {name}[None]" if X.ndim == 2 else ""
+        single = f"; pass a single image as {name}[None]" if X.ndim == 2 else ""
         raise InvalidImageError(f"{_what(name)}; got an array of {X.ndim} dimensions, shape {shape}{single}")
     if X.ndim == 3 and X.shape[-1] in (1, 3, 4) and len(X):
-        raise InvalidImageError(f"{_what(name)}; got shape {shape}: a single image must be given as {name}[None]")
+        raise InvalidImageError(f"{_what(name)}; got shape {shape}: pass a single image as {name}[None]")
     if X.ndim == 4 and X.shape[-1] not in (1, 3, 4):
         way_out = (
-            f"channels come last: {name}.transpose(0, 2, 3, 1)"
+            f"channels must come last: {name}.transpose(0, 2, 3, 1)"
             if X.shape[1] in (1, 3, 4)
             else too_many_channels(X.shape[-1], name)
         )
         raise InvalidImageError(f"{_what(name)}; got shape {shape}; {way_out}")
     if len(X) == 0:
-        raise InvalidImageError(f"{_what(name)}; got none (shape {shape})")
+        raise InvalidImageError(f"{_what(name)}; got 0 images (shape {shape})")
 
 
 def _check_paths(X: Sequence[Any], name: str) -> None:
-    """Check that all paths lead to files, and name all that do not in one error."""
+    """Check that all paths name files; one error names all that do not."""
     errors: list[InvalidImageError] = []
     for index, item in enumerate(X):
         if isinstance(item, (str, PathLike)):
@@ -411,11 +412,11 @@ def _check_paths(X: Sequence[Any], name: str) -> None:
 
 
 def of_several(errors: Sequence[InvalidImageError], n_images: int) -> InvalidImageError:
-    """Return one error for all images that cannot be used: the only one, or a list of the first ten."""
+    """Return one error for all unusable images: the only one, or a list of the first ten."""
     if len(errors) == 1:
         return errors[0]
     kind = ImageNotFoundError if all(isinstance(error, ImageNotFoundError) for error in errors) else InvalidImageError
     lines = [str(error) for error in errors[:_SHOWN_FILES]]
     if len(errors) > _SHOWN_FILES:
         lines.append(f"and {len(errors) - _SHOWN_FILES} more")
-    return kind(f"{len(errors)} of {n_images} images cannot be used:\n  " + "\n  ".join(lines))
+    return kind(f"{len(errors)} of {n_images} images are unusable:\n  " + "\n  ".join(lines))

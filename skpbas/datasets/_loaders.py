@@ -32,7 +32,7 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     -------
     list of Path
         Files with a suffix of :data:`IMAGE_FORMATS`, in natural order ("2.png" before "10.png"). Hidden files, such as
-        macOS's "._photo.png", and other files, such as "Thumbs.db", are left out. No file is opened.
+        macOS's "._photo.png", and other files, such as "Thumbs.db", are skipped. No file is opened.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from PIL import Image
 
 import skpbas
 from skpbas import Result
-from skpbas._features.extraction import ahead
+from skpbas._features.extraction import prefetch
 from skpbas.calibration import ConformalThreshold
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
@@ -174,10 +174,10 @@ def test_one_error_names_all_images_that_cannot_be_read(fitted, paths):
     truncated(paths[1]), paths[4].write_bytes(b"text")
     for method in (fitted.predict, fitted.score_samples, fitted.decision_function, small_detector().fit):
         with pytest.raises(
-            InvalidImageError, match=r"^2 of 6 images cannot be used:\n  X\[1\].*\n  X\[4\].*not an image"
+            InvalidImageError, match=r"^2 of 6 images are unusable:\n  X\[1\].*\n  X\[4\].*not an image"
         ):
             method(paths)
-    with pytest.raises(ImageNotFoundError, match=r"^2 of 8 images cannot be used:\n.*X\[6\].*\n.*X\[7\]"):
+    with pytest.raises(ImageNotFoundError, match=r"^2 of 8 images are unusable:\n.*X\[6\].*\n.*X\[7\]"):
         fitted.predict([*paths, "gone.png", "lost.png"])
     with pytest.raises(InvalidImageError, match=r"^X\[1\]"):  # one by one, the first ends it
         list(fitted.iter_scores_and_maps(paths))
@@ -229,6 +229,6 @@ def test_results_are_part_of_the_package_and_may_be_pickled():
 
 def test_nothing_is_loaded_in_advance_unless_asked_for():
     taken = []
-    results = ahead(lambda i: i, (taken.append(i) or i for i in range(9)), 3, eager=False)
+    results = prefetch(lambda i: i, (taken.append(i) or i for i in range(9)), 3, eager=False)
     assert next(results) == 0
     assert taken == [0]

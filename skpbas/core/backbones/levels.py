@@ -17,7 +17,8 @@ class LevelNetwork(nn.Module):
     Parameters
     ----------
     layers : sequence of str
-        Names of the children whose maps are asked for; a subclass adds the children, none behind the last of these.
+        Names of the children whose feature maps are returned; a subclass adds the children, none after the last of
+        these.
     """
 
     def __init__(self, layers: Sequence[str]) -> None:
@@ -25,12 +26,12 @@ class LevelNetwork(nn.Module):
         self.layers = tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each.
+        """Return the feature map of every level in use, (B, C_l, H_l, W_l) each.
 
         Parameters
         ----------
         images : Tensor of shape (B, 3, H, W)
-            Normalised by ImageNet's mean and deviation.
+            Normalized by the mean and standard deviation of ImageNet.
         """
         maps = {}
         x = images
@@ -46,7 +47,7 @@ class TruncatedResNet(LevelNetwork):
     Parameters
     ----------
     resnet : nn.Module
-        A torchvision ``ResNet``; its modules are taken over, not copied.
+        A torchvision ``ResNet``; its modules are used as they are, not copied.
     layers : sequence of str
         Levels to return, out of ``layer1`` .. ``layer4``.
     """
@@ -62,21 +63,21 @@ class TruncatedResNet(LevelNetwork):
 
 
 class _DeepestLevelReached(Exception):
-    """Ends a forward pass behind the last level in use."""
+    """Ends a forward pass after the last level in use."""
 
 
 class HookedModule(nn.Module):
     """Any module with named layers, run up to the last of them.
 
-    The module is copied, so that later changes to the caller's one do not reach the detector, and those of its
-    children that a pass does not need are dropped from the copy.
+    The module is copied, so that later changes of the caller's module do not affect the detector, and children that a
+    pass does not need are removed from the copy.
 
     Parameters
     ----------
     module : nn.Module
-        Takes (B, 3, H, W) images normalised by ImageNet's mean and deviation.
+        Takes (B, 3, H, W) images normalized by the mean and standard deviation of ImageNet.
     layers : sequence of str
-        Names of submodules as in ``module.named_modules()``; each gives a (B, C, H, W) tensor.
+        Names of submodules as in ``module.named_modules()``; each returns a (B, C, H, W) tensor.
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
@@ -91,7 +92,7 @@ class HookedModule(nn.Module):
         self._drop_unused = True
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
+        """Return the feature map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
         maps: dict[str, Tensor] = {}
         called: set[nn.Module] = set()
 
@@ -120,7 +121,7 @@ class HookedModule(nn.Module):
         return [maps[name] for name in self.layers]
 
     def _drop(self, called: set[nn.Module]) -> None:
-        """Replace the modules which the first pass did not call by empty ones."""
+        """Replace the modules that the first pass did not call by empty ones."""
         self._drop_unused = False
         for parent in list(self.module.modules()):
             for name, child in list(parent.named_children()):
