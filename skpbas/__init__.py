@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skpbas import calibration, datasets, masks, metrics, model_selection, presets, scorers
     from skpbas import distributed as distributed
+    from skpbas._features.streaming import Result
     from skpbas.estimator import PBASDetector
 
 __version__ = "0.1.0"
 __all__ = [
     "PBASDetector",
+    "Result",
     "__version__",
     "calibration",
     "datasets",
@@ -30,6 +32,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "PBASDetector":
         return import_module("skpbas.estimator").PBASDetector
+    if name == "Result":
+        return import_module("skpbas._features.streaming").Result
     if name in __all__ or name == "distributed":  # needs an extra, so not in __all__
         return import_module(f"skpbas.{name}")
     raise AttributeError(f"module 'skpbas' has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -17,6 +18,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
+from skpbas._features.streaming import Result
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import draw_seed
 from skpbas._inputs.targets import normal_rows
@@ -251,9 +253,7 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         -------
         ndarray of shape (n,), float64 in [1 / (n_calibration + 1), 1]
         """
-        scores = self.score_samples(X)
-        n_lower = np.searchsorted(self.calibration_scores_, scores, side="right")
-        return (1 + n_lower) / (len(self.calibration_scores_) + 1)
+        return _p_values(self.score_samples(X), self.calibration_scores_)
 
     @available_if(_detector_has("anomaly_map"))  # type: ignore[untyped-decorator]
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
@@ -303,6 +303,35 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         check_is_fitted(self)
         return self.detector_.iter_scores_and_maps(X, size=size)
 
+    @available_if(_detector_has("score_stream"))  # type: ignore[untyped-decorator]
+    def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
+        """Yield a result with a p-value for each image of a stream, in order.
+
+        Parameters
+        ----------
+        images : array, sequence or iterable of images
+        on_error : {"raise", "skip"}, default="raise"
+        maps : bool, default=True
+            As for :meth:`PBASDetector.score_stream() <skpbas.PBASDetector.score_stream>`.
+
+        Yields
+        ------
+        Result
+            Its ``label`` and ``p_value`` are those of :meth:`predict` and :meth:`p_values`.
+        """
+        check_is_fitted(self)
+        stream = self.detector_.score_stream(images, on_error=on_error, maps=maps)
+        offset, calibration_scores = self.offset_, self.calibration_scores_
+
+        def judged(result: Result) -> Result:
+            if result.score is None:
+                return result
+            label = -1 if result.score < offset else 1
+            p_value = float(_p_values(np.array([result.score]), calibration_scores)[0])
+            return replace(result, label=label, p_value=p_value)
+
+        return map(judged, stream)
+
     def _n_held_out(self, n_normal: int) -> int:
         size: Any = self.calibration_size
         n = int(size) if isinstance(size, Integral) else math.ceil(size * n_normal)
@@ -348,6 +377,11 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         tags.input_tags = inner.input_tags
         tags.non_deterministic = inner.non_deterministic
         return tags
+
+
+def _p_values(scores: NDArray[np.float64], calibration_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    n_lower = np.searchsorted(calibration_scores, scores, side="right")
+    return (1 + n_lower) / (len(calibration_scores) + 1)
 
 
 def _largest_rank(rate: float, n: int) -> int:

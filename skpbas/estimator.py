@@ -19,8 +19,9 @@ from skpbas._compat import CallbackSupportMixin, with_callbacks
 from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
 from skpbas._features.sampling import TrainingFeatures
-from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores, iter_results
+from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores
 from skpbas._features.store import STORED_DTYPES
+from skpbas._features.streaming import StreamingMixin
 from skpbas._inputs.images import ImageSequence, check_images
 from skpbas._inputs.parameters import CONSTRAINTS, check_layers, draw_seed, height_and_width, n_threads, odd
 from skpbas._inputs.targets import normal_rows
@@ -37,7 +38,7 @@ from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
 
 
-class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Find defective images, and where they are defective, after learning from normal images only.
 
     PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network computes a feature of every
@@ -436,43 +437,14 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
             return anomaly_maps
         return np.stack(anomaly_maps)
 
-    def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
-        """Yield the anomaly maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-        size : {"model", "input"}, default="model"
-
-        Yields
-        ------
-        ndarray of shape (H, W), float32 in [0, 1]
-        """
-        return (anomaly_map for _, anomaly_map in self.iter_scores_and_maps(X, size=size))
-
-    def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
-        """Yield ``score_samples`` and ``anomaly_map`` of one image after the other, from one pass of the network.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-        size : {"model", "input"}, default="model"
-
-        Yields
-        ------
-        (float, ndarray of shape (H, W))
-        """
-        if size not in ("model", "input"):
-            raise ValueError(f"size={size!r}: choose 'model' or 'input'")
-        check_is_fitted(self)
-        return iter_results(self.model_, self._iter_patch_scores(X), to_input=size == "input")
-
     def _iter_patch_scores(self, X: Any) -> Iterator[ScoredBatch]:
         items = check_images(X)  # at the call, not at the first result
         return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor))
 
-    def _level_maps(self, items: Any, extractor: FeatureExtractor) -> LevelMaps:
-        images = ImageSequence(items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride)
+    def _level_maps(self, items: Any, extractor: FeatureExtractor, name: str = "X") -> LevelMaps:
+        images = ImageSequence(
+            items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride, name=name
+        )
         cache = None
         if self.memory is not None:
             cache = MapCache(self.memory, extractor, self.resize, STORED_DTYPES[self.precision])

@@ -16,6 +16,7 @@ from pkgutil import walk_packages
 import pytest
 
 from skpbas import PBASDetector, core, datasets, errors, masks, metrics, model_selection, presets, scorers
+from skpbas._features.streaming import StreamingMixin
 from skpbas.calibration import ConformalThreshold
 from skpbas.datasets import make_inspection_images
 
@@ -79,8 +80,9 @@ def test_exactly_the_fitted_attributes_are_documented(estimator):
 
 def test_every_method_appears_in_the_guide():
     guide = (DOCS / "getting_started.rst").read_text(encoding="utf-8")
-    methods = [name for name, value in vars(PBASDetector).items() if callable(value) and not name.startswith("_")]
-    assert "anomaly_map" in methods
+    own = [vars(base) for base in (PBASDetector, StreamingMixin)]
+    methods = [name for names in own for name, value in names.items() if callable(value) and not name.startswith("_")]
+    assert {"anomaly_map", "score_stream"} <= set(methods)
     assert [name for name in methods if not re.search(rf"\b{name}\b", guide)] == []
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from skpbas import PBASDetector
 from skpbas._training.settings import n_epochs
 from skpbas.core.backbones import factory
-from skpbas.datasets import make_inspection_images
+from skpbas.datasets import IMAGE_FORMATS, make_inspection_images
 
 SIDE = 64
 
@@ -70,6 +70,7 @@ def names(folder, parts, monkeypatch):
     monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_steps", 2)
     monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_epochs", 1)
     monkeypatch.setattr(factory, "imagenet_state_dict", random_state_dict)
+    monkeypatch.setitem(IMAGE_FORMATS, "TGA", (".tga",))  # a page adds it: it is removed afterward
     masks = [mask if mask.any() else None for mask in parts.masks]
     return {
         "__name__": "a page of the documentation",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from skpbas._cli.colormap import color_map, overlay
-from skpbas.errors import DatasetError, ImageNotFoundError
+from skpbas.errors import DatasetError
 
 if TYPE_CHECKING:
     from skpbas import PBASDetector
@@ -201,9 +201,10 @@ def load_data(options: DemoOptions) -> DemoData:
     folder = options.data.resolve()
     in_layout = (folder / "train").is_dir() or (folder / "test").is_dir()
     if options.check:
+        from skpbas._inputs.decoding import check_regular_file
+
         for path in options.check:  # fail before training
-            if not path.is_file():
-                raise ImageNotFoundError(f"--check {path}: no such file")
+            check_regular_file(path, f"--check {path}")
         train = _mvtec(folder, "train").images if in_layout else _images_in(options.data)
         return DemoData(train, list(options.check), _names(options.check))
     if not in_layout:
@@ -247,16 +248,16 @@ def _mvtec(folder: Path, split: Any) -> Any:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    from skpbas.datasets._loaders import IMAGE_SUFFIXES
+    from skpbas.datasets import list_images
 
     if not folder.is_dir():
         raise DatasetError(f"--data {folder}: no such folder")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not images:
+    try:
+        return list_images(folder)
+    except DatasetError as error:
         categories = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
         hint = f"use one of its categories: {', '.join(categories)}" if categories else "use a folder of images"
-        raise DatasetError(f"--data {folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}); {hint}")
-    return images
+        raise DatasetError(f"--data {folder}: {error}; {hint}") from None
 
 
 def _writable_folder(folder: Path) -> Path:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from os import PathLike
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,16 @@ from torch import Tensor
 from skpbas._features.cache import MapCache
 from skpbas._features.progress import progress_bar
 from skpbas._features.store import FeatureStore
-from skpbas._inputs.images import Geometry, ImageSequence
+from skpbas._inputs.decoding import item_name
+from skpbas._inputs.images import Geometry, ImageSequence, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
+from skpbas.errors import InvalidImageError
 
+S = TypeVar("S")
 T = TypeVar("T")
+LevelBatch = tuple[list[Tensor], list[Geometry]]
+"""Feature maps (B, C_l, H_l, W_l) per level, and the geometry of each image."""
 
 
 @dataclass
@@ -50,11 +56,25 @@ class LevelMaps:
         self.images, self.extractor, self.n_workers, self.cache = images, extractor, n_workers, cache
         self.batch_size = inference_batch(extractor.device)
 
-    def batches(self, rows: Sequence[int]) -> Iterator[tuple[list[Tensor], list[Geometry]]]:
-        """Yield feature maps (B, C_l, H_l, W_l), on the network's device, and geometries of the images at ``rows``."""
-        for batch in in_batches(prefetch(self._load, rows, self.n_workers), self.batch_size):
+    def batches(self, rows: Sequence[int], *, name_all: bool = True) -> Iterator[LevelBatch]:
+        """Yield feature maps (B, C_l, H_l, W_l), on the network's device, and geometries of the images at ``rows``.
+
+        If an image is unusable and ``name_all``, the rest is decoded too, so that one error names all such images.
+        """
+        loaded = usable(prefetch(self._tried, rows, self.n_workers), len(rows) if name_all else None)
+        for batch in in_batches(loaded, self.batch_size):
             yield self._maps(batch), [image.geometry for image in batch]
-        self.images.warn_of_crops()
+        self.images.warn()
+
+    def one_by_one(self) -> Iterator[tuple[str, LevelBatch | InvalidImageError]]:
+        """Yield the name of each image, and its feature maps (1, C_l, H_l, W_l) and geometry, or its error.
+
+        The images may be any iterable, which is advanced image by image; more than one worker reads a few ahead.
+        """
+        numbered = enumerate(self.images.items)
+        for name, image in prefetch(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
+            self.images.warn()
+            yield name, image if isinstance(image, InvalidImageError) else (self._maps([image]), [image.geometry])
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
         """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
@@ -72,21 +92,32 @@ class LevelMaps:
                 bar.update(len(geometries))
         return store
 
-    def _load(self, index: int) -> _Image:
+    def _tried(self, index: int) -> _Image | InvalidImageError:
+        return self._named((index, self.images.items[index]))[1]
+
+    def _named(self, numbered: tuple[int, Any]) -> tuple[str, _Image | InvalidImageError]:
+        index, item = numbered
+        name = str(item) if isinstance(item, (str, PathLike)) else item_name(item, index, self.images.name)
+        try:
+            return name, self._load(index, item)
+        except InvalidImageError as error:
+            return name, error
+
+    def _load(self, index: int, item: Any) -> _Image:
         if self.cache is None:
-            view, geometry = self.images.load(index)
+            view, geometry = self.images.view(index, item)
             return _Image(geometry, view)
         try:
-            key = self.cache.key(self.images.items[index])
-        except OSError:
-            self.images.load(index)  # raises an error that names the image
+            key = self.cache.key(item)
+        except Exception:
+            self.images.view(index, item)  # raises an error that names the image
             raise
         found = self.cache.find(key)
         if found is not None:
             maps, geometry = found
             self.images.note(index, geometry)
             return _Image(geometry, maps=maps)
-        view, geometry = self.images.load(index)
+        view, geometry = self.images.view(index, item)
         return _Image(geometry, view, key=key)
 
     def _maps(self, batch: list[_Image]) -> list[Tensor]:
@@ -123,8 +154,28 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def prefetch(load: Callable[[int], T], order: Iterable[int], n_workers: int) -> Iterator[T]:
-    """Yield ``load(i)`` in the given order, computed in advance by threads; few results are held at a time."""
+def usable(images: Iterable[T | InvalidImageError], n_images: int | None) -> Iterator[T]:
+    """Yield images up to the first error; then consume the rest and raise one error for all that are unusable.
+
+    If ``n_images``, the total in the error's message, is None, the first error is raised immediately.
+    """
+    errors: list[InvalidImageError] = []
+    for image in images:
+        if isinstance(image, InvalidImageError):
+            if n_images is None:
+                raise image
+            errors.append(image)
+        elif not errors:
+            yield image
+    if errors:
+        raise of_several(errors, n_images or len(errors))
+
+
+def prefetch(load: Callable[[S], T], order: Iterable[S], n_workers: int, *, eager: bool = True) -> Iterator[T]:
+    """Yield ``load(i)`` in the given order, computed in advance by threads if ``eager``; few results are held."""
+    if not eager:
+        yield from map(load, order)
+        return
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers, thread_name_prefix="skpbas-decode") as pool:
         try:

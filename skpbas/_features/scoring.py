@@ -11,15 +11,33 @@ from torch import Tensor
 from skpbas._features.extraction import LevelMaps
 from skpbas._inputs.images import Geometry
 from skpbas.core.model import PBASModel
+from skpbas.errors import InvalidImageError
 
 ScoredBatch = tuple[Tensor, list[Geometry]]
 """Patch scores (B, P) and the geometry of each image."""
 
 
-def iter_patch_scores(model: PBASModel, level_maps: LevelMaps) -> Iterator[ScoredBatch]:
-    """Yield the patch scores of all images in batches."""
-    for feature_maps, geometries in level_maps.batches(range(len(level_maps.images))):
+def iter_patch_scores(model: PBASModel, level_maps: LevelMaps, *, name_all: bool = True) -> Iterator[ScoredBatch]:
+    """Yield the patch scores of a sequence of images in batches; errors name the first or all unusable images."""
+    for feature_maps, geometries in level_maps.batches(range(len(level_maps.images)), name_all=name_all):
         yield model.patch_scores(feature_maps), geometries
+
+
+def iter_stream(model: PBASModel, level_maps: LevelMaps) -> Iterator[tuple[str, ScoredBatch | InvalidImageError]]:
+    """Yield the name of each image of an iterable, and its patch scores or its error."""
+    for name, loaded in level_maps.one_by_one():
+        if isinstance(loaded, InvalidImageError):
+            yield name, loaded
+        else:
+            yield name, (model.patch_scores(loaded[0]), loaded[1])
+
+
+def raised(stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]]) -> Iterator[ScoredBatch]:
+    """Yield the patch scores of a stream, and raise its first error."""
+    for _, scored in stream:
+        if isinstance(scored, InvalidImageError):
+            raise scored
+        yield scored
 
 
 def image_scores(model: PBASModel, scored: Iterator[ScoredBatch]) -> NDArray[np.float64]:

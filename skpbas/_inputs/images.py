@@ -1,11 +1,12 @@
-"""Validation, decoding and resizing of images."""
+"""Checks on X, and its images one by one, decoded and resized to the network's input."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from skpbas._inputs.decoding import (
+    Decoded,
+    channels_last,
+    check_regular_file,
+    check_values,
+    decode,
+    image_shape,
+    item_name,
+    tensor_to_array,
+    too_many_channels,
+)
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
-_EXPECTED_X = (
-    "X must be images: an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images or arrays (H, W[, 3])"
+__all__ = ["Geometry", "ImageSequence", "check_images", "check_stream", "image_shape", "of_several"]
+
+_EXPECTED = (
+    "must be images: an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images or arrays (H, W[, 3])"
 )
+_SHOWN_FILES = 10
+_LARGEST_RESIZED = 16  # in views: of longer images only the part around the view is resized
 _CROP_WARNING_SHARE = 0.05
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -64,11 +80,13 @@ class Geometry:
 
     def view(self, image: Tensor) -> Tensor:
         """Resize and crop a (C, h, w) image to the view, with antialiased bilinear interpolation; the dtype is kept."""
+        (top, left), (height, width) = self.offset, self.view_shape
+        if math.prod(self.resized_shape) > _LARGEST_RESIZED * height * width:
+            return _view_by_pillow(image, self)
         if tuple(image.shape[-2:]) != self.resized_shape:
             image = F.interpolate(
                 image[None], self.resized_shape, mode="bilinear", align_corners=False, antialias=True
             )[0]
-        (top, left), (height, width) = self.offset, self.view_shape
         return image[:, top : top + height, left : left + width]
 
     def view_of_mask(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
@@ -104,13 +122,15 @@ class ImageSequence:
 
     Parameters
     ----------
-    items : array or sequence
-        Return value of :func:`check_images`.
+    items : array, sequence or iterator
+        Return value of :func:`check_images` or :func:`check_stream`.
     image_size : (int, int)
         Height and width of the model's input, in pixels.
     resize : {"stretch", "crop"}
     smallest : int
         Smallest allowed side of an image, in pixels: the network's stride.
+    name : str
+        Name of the sequence in errors.
 
     Raises
     ------
@@ -118,21 +138,29 @@ class ImageSequence:
         By :meth:`load`, for an unusable image.
     """
 
-    def __init__(self, items: Any, *, image_size: tuple[int, int], resize: str, smallest: int) -> None:
+    def __init__(self, items: Any, *, image_size: tuple[int, int], resize: str, smallest: int, name: str = "X") -> None:
         self.items = items
         self.image_size = image_size
         self.resize = resize
         self.smallest = smallest
+        self.name = name
         self._cropped: dict[int, float] = {}
+        self._transparent: dict[int, str] = {}
+        self._more_frames: dict[int, str] = {}
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.items)
 
     def load(self, index: int) -> tuple[Tensor, Geometry]:
         """Return the model's view of an image, (3, H, W) uint8 or float32 in [0, 1], and its geometry."""
-        name = _name(self.items[index], index)
-        pixels = _to_pixels(self.items[index], name)
-        height, width = pixels.shape[:2]
+        return self.view(index, self.items[index])
+
+    def view(self, index: int, item: Any) -> tuple[Tensor, Geometry]:
+        """Return the model's view and the geometry of an item of the sequence."""
+        name = item_name(item, index, self.name)
+        decoded = decode(item, name)
+        height, width = decoded.pixels.shape[:2]
         if min(height, width) < self.smallest:
             raise InvalidImageError(
                 f"{name} is {height} x {width} pixels (height x width), smaller than {self.smallest}, the network "
@@ -140,7 +168,8 @@ class ImageSequence:
             )
         geometry = Geometry.of((height, width), self.image_size, self.resize)
         self.note(index, geometry)
-        channels = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels))).movedim(-1, 0)
+        self._note_omissions(index, name, decoded)
+        channels = torch.from_numpy(_for_torch(decoded.pixels)).movedim(-1, 0)
         return geometry.view(channels).expand(3, -1, -1), geometry
 
     def note(self, index: int, geometry: Geometry) -> None:
@@ -148,177 +177,246 @@ class ImageSequence:
         if geometry.unseen > _CROP_WARNING_SHARE:
             self._cropped[index] = geometry.unseen
 
-    def warn_of_crops(self) -> None:
-        """Warn once if the crop left out more than 5% of any image loaded so far."""
-        if self._cropped:
-            worst = max(self._cropped.values())
-            warnings.warn(
-                f'resize="crop" discards up to {worst:.0%} of the area of {len(self._cropped)} of {len(self)} images; '
-                'resize="stretch" uses whole images',
-                UserWarning,
-                stacklevel=4,
+    def _note_omissions(self, index: int, name: str, decoded: Decoded) -> None:
+        if decoded.transparent:
+            self._transparent[index] = name
+        if decoded.more_frames:
+            self._more_frames[index] = name
+
+    def warn(self, stacklevel: int = 4) -> None:
+        """Warn once of each thing that was left out of the images loaded so far."""
+        cropped, self._cropped = self._cropped, {}  # a stream may be endless, so nothing is kept
+        transparent, self._transparent = self._transparent, {}
+        more_frames, self._more_frames = self._more_frames, {}
+        total = f"{len(self.items)} images" if hasattr(self.items, "__len__") else "the images"
+        texts = {}
+        if cropped:
+            texts["crop"] = (
+                f'resize="crop" discards up to {max(cropped.values()):.0%} of the area of {len(cropped)} of {total}; '
+                'resize="stretch" uses whole images'
             )
-            self._cropped.clear()
+        if transparent:
+            texts["alpha"] = (
+                f"transparent pixels are blended with white in {len(transparent)} of {total}, first in "
+                f"{transparent[min(transparent)]}; pass images without an alpha channel if hidden colors matter"
+            )
+        if more_frames:
+            texts["frames"] = (
+                f"only the first of several pages or frames is used in {len(more_frames)} of {total}, first in "
+                f"{more_frames[min(more_frames)]}; pass each as an image of its own if the others matter"
+            )
+        for kind, text in texts.items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
 
-def check_images(X: Any) -> Sequence[Any] | NDArray[Any]:
+def _for_torch(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return pixels as (H, W, C) in a memory layout and dtype that torch accepts, without a copy if possible."""
+    if pixels.dtype == np.uint16:
+        pixels = np.divide(pixels, np.float32(65535), dtype=np.float32)
+    elif pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32, copy=False)
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()
+    return np.ascontiguousarray(np.atleast_3d(pixels))
+
+
+def _view_by_pillow(image: Tensor, geometry: Geometry) -> Tensor:
+    """Resize only the part of a (C, h, w) image that the view shows, with the filter's margin around it."""
+    region, box = [], []
+    for axis in (0, 1):
+        scale = geometry.input_shape[axis] / geometry.resized_shape[axis]
+        start = geometry.offset[axis] * scale
+        stop = start + geometry.view_shape[axis] * scale
+        reach = max(scale, 1.0) + 1
+        first = max(0, math.floor(start - reach))
+        region.append(slice(first, min(geometry.input_shape[axis], math.ceil(stop + reach))))
+        box.append((max(0.0, start - first), min(float(region[-1].stop - first), stop - first)))
+    part = image[:, region[0], region[1]].numpy()
+    size = (geometry.view_shape[1], geometry.view_shape[0])
+    (top, bottom), (left, right) = box
+    views = [
+        np.array(
+            Image.fromarray(np.ascontiguousarray(channel)).resize(
+                size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+            )
+        )
+        for channel in part
+    ]
+    return torch.from_numpy(np.stack(views))
+
+
+# Checks ---------------------------------------------------------------------------------------------------
+
+
+def check_images(X: Any, name: str = "X", *, each: bool = True) -> Sequence[Any] | NDArray[Any]:
     """Check X without decoding files, and return it as an array or a sequence.
+
+    A sequence that loads its items on access is returned as it is, and no item is accessed.
+
+    Parameters
+    ----------
+    X : array or sequence of images
+        A generator is read to its end.
+    name : str
+        Name of X in errors.
+    each : bool
+        Check each path and the values of each image in an array.
 
     Raises
     ------
     InvalidImageError
         X is not a sequence of images, is empty, or is an array with invalid pixel values.
     ImageNotFoundError
-        A path does not name a file.
+        Paths do not name files.
     """
-    if isinstance(X, (str, bytes, PathLike)):
-        raise InvalidImageError(
-            f"{_EXPECTED_X}; got the single path {str(X)!r}; pass a list, such as sorted(Path(folder).glob('*.png'))"
-        )
-    if isinstance(X, Image.Image):
-        raise InvalidImageError(f"{_EXPECTED_X}; got a single PIL image; pass [image]")
+    _refuse_what_is_no_sequence(X, name)
     if isinstance(X, Tensor):
-        X = X.numpy(force=True)
+        _check_tensor(X, name)
+        X = tensor_to_array(X, name)
+    elif _is_table(X):
+        X = _only_column(X, name)
     if isinstance(X, np.ndarray):
-        if X.ndim == 1 and X.dtype.kind in "OUT":
-            X = X.tolist()
-        else:
-            _check_image_array(X)
+        if X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUT":
+            X = X[:, 0]  # a column of paths
+        if not (X.ndim == 1 and X.dtype.kind in "OUT"):
+            _check_image_array(X, name)
+            for index in range(len(X) if each else 0):  # X may be memory-mapped and larger than memory
+                check_values(X[index], f"{name}[{index}]")
             return X
-    if not isinstance(X, Sequence):
-        try:
-            X = list(X)
-        except TypeError:
-            raise InvalidImageError(f"{_EXPECTED_X}; got {type(X).__name__}") from None
+        X = X.tolist()
+    if not _is_indexed(X):
+        X = list(_iterable(X, name))
     if len(X) == 0:
-        raise InvalidImageError(f"{_EXPECTED_X}; got 0 images")
-    for index, item in enumerate(X):  # fail now and not after hours of work
-        if isinstance(item, (str, PathLike)) and not Path(item).is_file():
-            raise ImageNotFoundError(f"X[{index}]: no such file: {str(item)!r}")
+        raise InvalidImageError(f"{_what(name)}; got 0 images")
+    if each and isinstance(X, (list, tuple)):
+        _check_paths(X, name)  # fail now and not after hours of work
     return X
 
 
-def image_shape(item: Any, name: str) -> tuple[int, int]:
-    """Return the height and width of an image after EXIF rotation; only the header of a file is read.
-
-    Raises
-    ------
-    ImageNotFoundError, InvalidImageError
-        The file does not exist or is not an image.
-    """
-    if isinstance(item, (str, PathLike)):
-        try:
-            with Image.open(item) as image:
-                return _shape_as_shown(image)
-        except FileNotFoundError:
-            raise ImageNotFoundError(f"{name} ({item}): no such file") from None
-        except UnidentifiedImageError:
-            raise InvalidImageError(f"{name} ({item}) is not an image that Pillow can read") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InvalidImageError(f"{name} ({item}) cannot be opened: {error}") from error
-    if isinstance(item, Image.Image):
-        return _shape_as_shown(item)
-    height, width = (*np.shape(item), 1, 1)[:2]  # wrapped estimators may take other data
-    return int(height), int(width)
+def check_stream(X: Any, name: str = "X", *, each: bool = True) -> Any:
+    """Check X as :func:`check_images` does, but return an iterator as it is, without advancing it."""
+    if isinstance(X, (Tensor, np.ndarray)) or _is_table(X) or _is_indexed(X):
+        return check_images(X, name, each=each)
+    _refuse_what_is_no_sequence(X, name)
+    return _iterable(X, name)
 
 
-def _shape_as_shown(image: Image.Image) -> tuple[int, int]:
-    exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the image
-    width, height = image.size
-    return (width, height) if exif.get(ExifTags.Base.Orientation) in _ROTATED else (height, width)
+def _is_indexed(X: Any) -> bool:
+    return hasattr(X, "__len__") and hasattr(X, "__getitem__")
 
 
-def _check_image_array(X: NDArray[Any]) -> None:
-    if X.ndim not in (3, 4):
-        raise InvalidImageError(f"{_EXPECTED_X}; got an array of {X.ndim} dimensions, shape {X.shape}")
-    if X.ndim == 4 and X.shape[-1] not in (1, 3, 4):
-        hint = " channels must come last: X.transpose(0, 2, 3, 1)" if X.shape[1] in (1, 3, 4) else ""
-        raise InvalidImageError(f"{_EXPECTED_X}; got shape {X.shape};{hint or ' the last axis must be 1, 3 or 4'}")
-    if len(X) == 0:
-        raise InvalidImageError(f"{_EXPECTED_X}; got 0 images (shape {X.shape})")
-    for index in range(len(X)):  # X may be memory-mapped and larger than memory
-        _check_values(X[index], f"X[{index}]")
+def _iterable(X: Any, name: str) -> Iterable[Any]:
+    if not isinstance(X, Iterable):
+        raise InvalidImageError(f"{_what(name)}; got {type(X).__name__}")
+    return X
 
 
-def _check_values(pixels: NDArray[Any], name: str) -> None:
-    """Check the dtype, and the range of floats."""
-    if pixels.dtype in (np.uint8, np.uint16):
-        return
-    if pixels.dtype.kind != "f":
+def _what(name: str) -> str:
+    return f"{name} {_EXPECTED}"
+
+
+def _refuse_what_is_no_sequence(X: Any, name: str) -> None:
+    if isinstance(X, (str, bytes, PathLike)):
+        raise InvalidImageError(f"{_what(name)}; got {_single_path(X)}")
+    if isinstance(X, Image.Image):
+        raise InvalidImageError(f"{_what(name)}; got a single PIL image; pass [image]")
+    if isinstance(X, Mapping):
+        keys = [key for key in X if isinstance(key, str)]
+        key = next((key for key in ("images", "image", "paths", "path") if key in keys), None)
+        way_out = f"pass {name}[{key!r}]" if key else f"pass list({name}.values()) if its values are the images"
+        raise InvalidImageError(f"{_what(name)}; got a {type(X).__name__} with the keys {list(X)[:8]}: {way_out}")
+    if isinstance(X, (set, frozenset)):
+        raise InvalidImageError(f"{_what(name)}; got a {type(X).__name__}, which has no order; pass sorted({name})")
+    if isinstance(X, DataLoader):
         raise InvalidImageError(
-            f"{name}: got dtype {pixels.dtype}; expected uint8, uint16, or floats in [0, 1] (X.astype(np.uint8)?)"
-        )
-    if pixels.size == 0:
-        return
-    low, high = float(pixels.min()), float(pixels.max())  # NaN if any value is NaN
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InvalidImageError(f"{name} contains NaN or infinity")
-    if low < 0 or high > 1:
-        raise InvalidImageError(
-            f"{name}: float pixels must be in [0, 1], got [{low:.4g}, {high:.4g}]; divide by the largest possible "
-            "value, or pass uint8"
+            f"{_what(name)}; got a DataLoader, which yields batches; pass its dataset's images, "
+            "[image for batch in loader for image in batch], channels last"
         )
 
 
-def _name(item: Any, index: int) -> str:
-    return f"X[{index}] ({item})" if isinstance(item, (str, PathLike)) else f"X[{index}]"
-
-
-def _to_pixels(item: Any, name: str) -> NDArray[Any]:
-    """Decode an item to (H, W) or (H, W, 3), uint8 or float32 in [0, 1]."""
-    if isinstance(item, (str, PathLike)):
-        pixels = _read(Path(item), name)
-    elif isinstance(item, Image.Image):
-        pixels = _from_pil(item, name)
-    else:
-        pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
-        if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
-            raise InvalidImageError(
-                f"{name}: an image must be an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image or a path; "
-                f"got {type(item).__name__} of shape {pixels.shape}"
-            )
-        _check_values(pixels, name)
-    if pixels.ndim == 3:
-        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
-    if pixels.dtype == np.uint16:
-        return (pixels / np.float32(65535)).astype(np.float32)
-    if pixels.dtype == np.uint8:
-        return pixels if pixels.flags.writeable else pixels.copy()
-    return pixels.astype(np.float32)
-
-
-def _read(path: Path, name: str) -> NDArray[Any]:
+def _single_path(X: Any) -> str:
+    path = Path(fspath(X) if not isinstance(X, bytes) else X.decode(errors="replace"))
     try:
-        with Image.open(path) as image:
-            return _from_pil(image, name)
-    except FileNotFoundError:
-        raise ImageNotFoundError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise InvalidImageError(f"{name} is not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise InvalidImageError(f"{name} is too large: {error}; see PIL.Image.MAX_IMAGE_PIXELS") from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise InvalidImageError(f"{name} is damaged or truncated: {error}") from error
+        is_folder = path.is_dir()
+    except ValueError:  # a null character
+        is_folder = False
+    if is_folder:
+        return f"the folder {str(path)!r}: list its images with skpbas.datasets.list_images({str(path)!r})"
+    return f"the single path {str(path)!r}; pass a list, [path]"
 
 
-def _from_pil(image: Image.Image, name: str) -> NDArray[Any]:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode == "I":
-        pixels = np.asarray(image)
-        if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-            raise InvalidImageError(
-                f"{name}: 32-bit integer image with values in [{pixels.min()}, {pixels.max()}]; "
-                "expected 16-bit values in [0, 65535]"
-            )
-        return pixels.astype(np.uint16)
-    if image.mode == "F":
-        pixels = np.asarray(image)
-        _check_values(pixels, name)
-        return pixels
-    if image.mode in ("L", "RGB"):
-        return np.asarray(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
+def _is_table(X: Any) -> bool:
+    """Return whether X is a table or a column of pandas or the like."""
+    return hasattr(X, "columns") or (hasattr(X, "to_numpy") and hasattr(X, "dtype") and hasattr(X, "name"))
+
+
+def _only_column(X: Any, name: str) -> list[Any]:
+    """Return the values of a table's only column, or of a column, in their order."""
+    if not hasattr(X, "columns"):
+        return list(X)
+    columns = list(X.columns)
+    if len(columns) != 1:
+        raise InvalidImageError(
+            f"{_what(name)}; got a {type(X).__name__} with the columns {columns[:8]}: pass the column of paths, such "
+            f"as {name}[{(columns or ['path'])[0]!r}]"
+        )
+    return list(X[columns[0]])
+
+
+def _check_tensor(X: Tensor, name: str) -> None:
+    shape = tuple(X.shape)
+    if X.ndim == 4 and X.shape[-1] not in (1, 3, 4) and X.shape[1] in (1, 3, 4):
+        raise InvalidImageError(
+            f"{_what(name)}; got a tensor of shape {shape}; channels must come last: "
+            f"{name}.{channels_last(X, batch=True)}"
+        )
+    if X.ndim == 3 and X.shape[0] in (3, 4) and X.shape[-1] not in (1, 3, 4):
+        raise InvalidImageError(
+            f"{name} is a tensor of shape {shape}, by torch's convention one image of {shape[0]} channels: pass "
+            f"{name}.{channels_last(X, batch=False)}[None] for that image, or {name}[..., None] for {shape[0]} "
+            "grayscale images"
+        )
+
+
+def _check_image_array(X: NDArray[Any], name: str) -> None:
+    shape = tuple(X.shape)
+    if X.ndim not in (3, 4):
+        single = f"; pass a single image as {name}[None]" if X.ndim == 2 else ""
+        raise InvalidImageError(f"{_what(name)}; got an array of {X.ndim} dimensions, shape {shape}{single}")
+    if X.ndim == 3 and X.shape[-1] in (1, 3, 4) and len(X):
+        raise InvalidImageError(f"{_what(name)}; got shape {shape}: pass a single image as {name}[None]")
+    if X.ndim == 4 and X.shape[-1] not in (1, 3, 4):
+        way_out = (
+            f"channels must come last: {name}.transpose(0, 2, 3, 1)"
+            if X.shape[1] in (1, 3, 4)
+            else too_many_channels(X.shape[-1], name)
+        )
+        raise InvalidImageError(f"{_what(name)}; got shape {shape}; {way_out}")
+    if len(X) == 0:
+        raise InvalidImageError(f"{_what(name)}; got 0 images (shape {shape})")
+
+
+def _check_paths(X: Sequence[Any], name: str) -> None:
+    """Check that all paths name files; one error names all that do not."""
+    errors: list[InvalidImageError] = []
+    for index, item in enumerate(X):
+        if isinstance(item, (str, PathLike)):
+            try:
+                check_regular_file(item, item_name(item, index, name))
+            except InvalidImageError as error:
+                errors.append(error)
+    if errors:
+        raise of_several(errors, len(X))
+
+
+def of_several(errors: Sequence[InvalidImageError], n_images: int) -> InvalidImageError:
+    """Return one error for all unusable images: the only one, or a list of the first ten."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = ImageNotFoundError if all(isinstance(error, ImageNotFoundError) for error in errors) else InvalidImageError
+    lines = [str(error) for error in errors[:_SHOWN_FILES]]
+    if len(errors) > _SHOWN_FILES:
+        lines.append(f"and {len(errors) - _SHOWN_FILES} more")
+    return kind(f"{len(errors)} of {n_images} images are unusable:\n  " + "\n  ".join(lines))

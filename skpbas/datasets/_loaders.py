@@ -13,20 +13,58 @@ from typing import Literal
 import numpy as np
 from sklearn.utils import Bunch
 
+from skpbas._inputs.decoding import image_suffixes, looks_like_an_image
 from skpbas.errors import DatasetError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 Split = Literal["train", "test"]
 _SPLITS = ("train", "test")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+def list_images(folder: str | PathLike[str]) -> list[Path]:
+    """List the image files of a folder, without those of its subfolders.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    list of Path
+        Files with a suffix of :data:`IMAGE_FORMATS`, in natural order ("2.png" before "10.png"). Hidden files, such as
+        macOS's "._photo.png", and other files, such as "Thumbs.db", are skipped. No file is opened.
+
+    Raises
+    ------
+    DatasetError
+        There is no such folder, or no image file in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from skpbas.datasets import list_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("10.png", "2.webp", "._2.webp", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     [path.name for path in list_images(folder)]
+    ['2.webp', '10.png']
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"no folder at {folder}")
+    images = _images(folder)
+    if not images:
+        raise DatasetError(_not_found(_image_files(), folder))
+    return images
 
 
 def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train") -> Bunch:
     """List the images and masks of a category of MVTec AD, or of any data set in the same layout.
 
     The layout is ``<root>/<category>/train/good/*.png``, ``test/<good or defect>/*.png`` and
-    ``ground_truth/<defect>/<name>_mask.png``. Images may be png, jpg, jpeg, bmp, tif or tiff files; other
-    files are ignored. No image is decoded.
+    ``ground_truth/<defect>/<name>_mask.png``. Images are files of the formats in
+    :data:`IMAGE_FORMATS`; other files and hidden ones are ignored. No image is decoded.
 
     Parameters
     ----------
@@ -88,7 +126,7 @@ def load_mvtec(root: str | PathLike[str], category: str, split: Split = "train")
             masks = _mask_finder(folder / "ground_truth" / directory.name)
             listing.extend((image, masks(image), directory.name) for image in images)
     if not listing.images:
-        raise DatasetError(_not_found("image files (png, jpg, jpeg, bmp, tif, tiff)", types[0]))
+        raise DatasetError(_not_found(_image_files(), types[0]))
     return listing.bunch(category, split)
 
 
@@ -305,8 +343,12 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    files = (p for p in _visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = (path for path in folder.iterdir() if looks_like_an_image(path) and path.is_file())
     return sorted(files, key=_natural_path_key)
+
+
+def _image_files() -> str:
+    return f"image files ({', '.join(image_suffixes())})"
 
 
 def _not_found(wanted: str, folder: Path) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from skpbas._inputs.decoding import decoding, known_formats
 from skpbas.errors import InvalidImageError
 
 
@@ -59,13 +60,9 @@ def _fetch(uri: str) -> Any:
         return uri
     with fsspec.open(uri, "rb") as file:
         content = file.read()
-    try:
-        image = Image.open(io.BytesIO(content))
+    with decoding(uri):
+        image = Image.open(io.BytesIO(content), formats=known_formats())
         image.load()
-    except UnidentifiedImageError:
-        raise InvalidImageError(f"{uri} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise InvalidImageError(f"{uri} is damaged or truncated: {error}") from error
     return image
 
 

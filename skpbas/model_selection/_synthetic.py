@@ -16,9 +16,9 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from skpbas._inputs.images import _check_values, _from_pil, _name, _read, check_images
+from skpbas._inputs.decoding import checked_array, decode, item_name
+from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import draw_seed
 from skpbas.datasets.generated.defects import Spot, contrasting_paint, curved_line
 from skpbas.datasets.generated.noise import rotated
@@ -121,7 +121,7 @@ def synthetic_validation(
     X, y = list(items), list[Mask | None]([None] * len(items))
     with _Folder(folder) as keep:
         for copy, source in enumerate(sources.tolist()):
-            name, kind = _name(items[source], source), kinds[(copy + copy // len(items)) % len(kinds)]
+            name, kind = item_name(items[source], source), kinds[(copy + copy // len(items)) % len(kinds)]
             clean = _decode(items[source], name)
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(source, copy // len(items))))
             defective, mask = _with_defect(rng, clean, kind, (smallest, largest), name)
@@ -269,15 +269,7 @@ def _to_dtype(values: Pixels, tones: _Tones, dtype: np.dtype[Any]) -> Pixels:
 
 def _decode(item: Any, name: str) -> Pixels:
     """Return the pixels (H, W) or (H, W, C) of an image in its own dtype."""
-    if isinstance(item, (str, PathLike)):
-        return _read(Path(item), name)
-    if isinstance(item, Image.Image):
-        return _from_pil(item, name)
-    pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
-        raise InvalidImageError(f"{name}: an image must be an array (H, W[, 1, 3 or 4]), got shape {pixels.shape}")
-    _check_values(pixels, name)
-    return pixels
+    return decode(item, name).pixels if isinstance(item, (str, PathLike, Image.Image)) else checked_array(item, name)
 
 
 class _Folder:
@@ -303,7 +295,7 @@ class _Folder:
     def __call__(self, pixels: Pixels, item: Any, index: int, kind: str) -> Pixels | Path:
         if self.folder is None:
             return pixels
-        name = _name(item, index)
+        name = item_name(item, index)
         if pixels.dtype != np.uint8 and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
             raise InvalidImageError(
                 f"{name}: PNG does not support {'floats' if pixels.dtype.kind == 'f' else '16-bit color'}; with "

@@ -158,7 +158,7 @@ def test_images_at_urls_are_opened_on_the_worker(image_detector, files):
     uris = ["memory://parts/0.png", "memory://parts/1.png", "memory://parts/2.png"]
     scores, errors = score_batch(image_detector, uris)
     np.testing.assert_array_equal(scores, [image_detector.score_samples([files[0]])[0], np.nan, np.nan])
-    assert errors[1] == "memory://parts/1.png is not an image that Pillow can read"
+    assert errors[1].startswith("memory://parts/1.png is not an image that Pillow can read as PNG, ")
     assert errors[2].startswith("memory://parts/2.png: FileNotFoundError")
 
 

@@ -7,10 +7,15 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from sklearn.utils import Bunch
+from torch.utils.data import DataLoader
 
 from skpbas._features.extraction import prefetch, stack_views
-from skpbas._inputs.images import ImageSequence, check_images
+from skpbas._inputs.images import Geometry, ImageSequence, check_images
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
 
@@ -47,13 +52,6 @@ def test_gray_images_fill_all_three_channels(pixels):
         assert torch.equal(channels[2], torch.from_numpy(gray))
 
 
-def test_alpha_is_dropped_not_blended(pixels, tmp_path):
-    rgba = np.dstack([pixels, np.full((32, 32), 7, np.uint8)])
-    expected = torch.from_numpy(pixels).movedim(-1, 0)
-    for X in (rgba[None], [Image.fromarray(rgba)], [written(rgba, tmp_path / "a.png")]):
-        assert torch.equal(view(X), expected)
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
 def test_every_common_mode_of_pillow_is_accepted(mode, pixels):
     source = Image.fromarray(pixels)
@@ -65,13 +63,6 @@ def test_every_common_mode_of_pillow_is_accepted(mode, pixels):
         else source.convert(mode)
     )
     assert view([image]).shape == (3, 32, 32)
-
-
-def test_a_palette_with_transparency_gives_its_colors_without_a_warning(pixels, tmp_path):
-    image = Image.fromarray(pixels).quantize(16)
-    path = written(image, tmp_path / "a.png", transparency=bytes(range(16)))
-    expected = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).movedim(-1, 0)
-    assert torch.equal(view([path]), expected)
 
 
 def test_16_bit_arrays_and_files_are_scaled_by_their_range(tmp_path):
@@ -114,12 +105,12 @@ def test_a_crop_that_discards_more_than_five_percent_raises_a_warning(pixels):
     images = sequence([wide, pixels], resize="crop")
     images.load(0), images.load(1)
     with pytest.warns(UserWarning, match=r"up to 50% of the area of 1 of 2 images"):
-        images.warn_of_crops()
+        images.warn()
     almost_square = sequence([np.zeros((64, 66, 3), np.uint8)], resize="crop")
     almost_square.load(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        almost_square.warn_of_crops()
+        almost_square.warn()
 
 
 def test_threads_keep_the_order_and_propagate_errors(pixels, tmp_path):
@@ -165,8 +156,37 @@ def test_errors_name_unusable_files(pixels, tmp_path):
 
 
 def test_a_missing_file_is_detected_before_decoding():
-    with pytest.raises(ImageNotFoundError, match=r"X\[1\]: no such file: 'nowhere.png'"):
+    with pytest.raises(ImageNotFoundError, match=r"X\[1\] \(nowhere.png\): no such file"):
         check_images([__file__, "nowhere.png"])
+
+
+class Column(list):
+    """What is used of a pandas Series: it is iterated by value and indexed by label."""
+
+    dtype, name = object, "path"
+
+    def to_numpy(self):
+        return np.array(self, dtype=object)
+
+    def __getitem__(self, label):
+        raise KeyError(label)
+
+
+class Table:
+    """What is used of a pandas DataFrame: it is iterated by column."""
+
+    def __init__(self, **columns):
+        self.columns = list(columns)
+        self.values = columns
+
+    def __len__(self):
+        return len(self.values[self.columns[0]])
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, column):
+        return Column(self.values[column])
 
 
 def nan_image():
@@ -182,7 +202,22 @@ def nan_image():
         (np.zeros((0, 32, 32, 3), np.uint8), "got 0 images"),
         (np.zeros((32, 32), np.uint8), "2 dimensions"),
         (np.zeros((2, 3, 32, 32), np.uint8), r"channels must come last: X.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((2, 32, 32, 5), np.uint8), "the last axis must be 1, 3 or 4"),
+        (np.zeros((2, 32, 32, 2), np.uint8), "the last axis must be 1, 3 or 4$"),
+        (np.zeros((2, 32, 32, 5), np.uint8), r"choose three of the 5 channels, such as X\[..., :3\]"),
+        (np.zeros((32, 40, 3), np.uint8), r"pass a single image as X\[None\]"),
+        (torch.zeros(2, 3, 32, 40), r"tensor .* channels must come last: X.permute\(0, 2, 3, 1\)"),
+        (torch.zeros(3, 32, 40), r"X.permute\(1, 2, 0\)\[None\] for that image, or X\[..., None\] for 3 grayscale"),
+        (torch.zeros(4, 32, 40), r"one image of 4 channels"),
+        (torch.zeros(2, 32, 40, dtype=torch.bfloat16), r"X is a bfloat16 tensor.*X.float\(\)"),
+        (torch.zeros(2, 32, 40).to_sparse(), "X is a tensor that cannot be converted"),
+        ({"images": [1], "labels": [1]}, r"got a dict with the keys \['images', 'labels'\]: pass X\['images'\]"),
+        (Bunch(images=[1], y=[1]), r"got a Bunch .* pass X\['images'\]"),
+        ({7: "a.png"}, r"pass list\(X.values\(\)\)"),
+        ({"a.png", "b.png"}, r"got a set, which has no order; pass sorted\(X\)"),
+        (frozenset(["a.png"]), "got a frozenset, which has no order"),
+        (DataLoader([1, 2]), "got a DataLoader, which yields batches"),
+        (Table(path=["a.png"], label=[1]), r"got a Table with the columns \['path', 'label'\].*such as X\['path'\]"),
+        (np.array([["a.png", "b.png"]]), "2 dimensions"),
         (nan_image(), r"X\[1\] contains NaN or infinity"),
         (np.full((2, 32, 32), np.inf), r"X\[0\] contains NaN or infinity"),
         (np.full((2, 32, 32), 1.5), r"X\[0\]: float pixels must be in \[0, 1\], got \[1.5, 1.5\]"),
@@ -208,7 +243,21 @@ def test_anything_but_a_sequence_of_images_is_rejected_with_the_reason(X, reason
         (np.full((32, 32), 255.0), r"X\[0\]: float pixels must be in \[0, 1\]"),
         (Image.fromarray(np.full((32, 32), 70000, np.int32)), r"X\[0\]: 32-bit integer image"),
         (Image.fromarray(np.full((32, 32), 3.0, np.float32)), r"X\[0\]: float pixels must be"),
-        (object(), r"X\[0\]: an image must be"),
+        (object(), r"X\[0\]: an image must be .* got object"),
+        (None, r"X\[0\]: an image must be .* got NoneType"),
+        (float("nan"), r"X\[0\]: an image must be .* got float nan"),
+        ((np.zeros((32, 32), np.uint8), 1), r"X\[0\] is a tuple of 2, such as the \(image, label\).*\[item\[0\] for"),
+        (("a.png", 1), r"X\[0\] is a tuple of 2"),
+        (
+            {"image": 1, "label": 1},
+            r"X\[0\] is a dict with the keys \['image', 'label'\].*item\['image'\] for item in X",
+        ),
+        (torch.zeros(3, 32, 40), r"Tensor of shape \(3, 32, 40\): channels must come last, image.permute\(1, 2, 0\)"),
+        (np.zeros((3, 32, 40)), r"channels must come last, image.transpose\(1, 2, 0\)"),
+        (torch.zeros(32, 32, dtype=torch.bfloat16), r"X\[0\] is a bfloat16 tensor.*X\[0\].float\(\)"),
+        (np.zeros((2, 32, 32, 3)), "a batch; pass its images one by one"),
+        (np.zeros((32, 32, 6)), r"choose three of the 6 channels, such as image\[..., :3\]"),
+        ([[1, 2], [3]], r"X\[0\]: an image must be .* got list"),
     ],
 )
 def test_errors_name_an_unusable_image_by_its_index(image, reason):
@@ -222,3 +271,60 @@ def test_bytes_and_floats_in_one_batch_are_scaled_alike(pixels, order):
     images = sequence([X[i] for i in order])
     batch = stack_views([images.load(i)[0] for i in range(3)])
     torch.testing.assert_close(batch, (torch.from_numpy(pixels).movedim(-1, 0) / 255).float().expand(3, 3, 32, 32))
+
+
+def test_the_values_of_a_column_or_of_a_tables_only_column_are_taken_in_their_order(pixels, tmp_path):
+    paths = [written(np.roll(pixels, i, axis=0), tmp_path / f"{i}.png") for i in range(3)]
+    for X in (Column(paths), Table(path=paths), np.array(paths, dtype=object)[:, None], (p for p in paths)):
+        assert list(check_images(X)) == paths
+
+
+def test_all_paths_that_lead_nowhere_are_named_in_one_error(tmp_path, pixels):
+    good = written(pixels, tmp_path / "good.png")
+    with pytest.raises(ImageNotFoundError, match=r"^12 of 13 images are unusable:\n  X\[0\] \(.*a0.png\)") as raised:
+        check_images([*(tmp_path / f"a{i}.png" for i in range(12)), good])
+    assert str(raised.value).count("no such file") == 10
+    assert str(raised.value).endswith("and 2 more")
+    with pytest.raises(InvalidImageError, match=r"2 of 2 images.*\n.*no such file\n.*is a folder: .*list_") as raised:
+        check_images([tmp_path / "a.png", tmp_path])
+    assert not isinstance(raised.value, ImageNotFoundError)
+
+
+def test_three_grayscale_arrays_are_three_images():
+    """numpy's images have their channels last: only a tensor of this shape leaves a doubt."""
+    assert len(sequence(np.zeros((3, 32, 40), np.uint8))) == 3
+    assert len(sequence(torch.zeros(1, 32, 40))) == 1
+
+
+def test_a_lazy_sequence_is_not_asked_for_an_image_by_the_check():
+    class Lazy:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            raise AssertionError("an item was loaded")
+
+    lazy = Lazy()
+    assert check_images(lazy) is lazy
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(16, 40), st.integers(30, 60), st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_crop_of_a_very_long_image_is_the_middle_of_the_whole_when_resized(side, ratio, upright, floats, seed):
+    """The part around the view is resized by Pillow, the whole by torch: two filters that differ by their rounding."""
+    shape = (side, side * ratio + seed % side)
+    image = np.random.default_rng(seed).integers(0, 256, (*shape[:: -1 if upright else 1], 3), dtype=np.uint8)
+    image = image / np.float32(255) if floats else image
+    size = (24, 32)
+    geometry = Geometry.of(image.shape[:2], size, "crop")
+    assert np.prod(geometry.resized_shape) > 16 * 24 * 32
+    channels = torch.from_numpy(image).movedim(-1, 0)
+    whole = F.interpolate(
+        channels[None].double(), geometry.resized_shape, mode="bilinear", align_corners=False, antialias=True
+    )[0]
+    (top, left), (height, width) = geometry.offset, size
+    expected = whole[:, top : top + height, left : left + width]
+    actual = geometry.view(channels)
+    assert actual.dtype == channels.dtype
+    # bytes are rounded once for each axis, by weights that are rounded too; floats to the precision of their scale, 1
+    assert (actual.double() - expected).abs().max() <= (1e-5 if floats else 1.1)

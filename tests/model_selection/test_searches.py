@@ -415,17 +415,17 @@ def test_without_scoring_a_search_fails_as_with_outlier_detectors_of_sklearn(dat
 def work(monkeypatch):
     """Count the images decoded and the images processed by a backbone."""
     counts = {"decoded": 0, "backbone": 0}
-    load, maps = ImageSequence.load, FeatureExtractor.feature_maps
+    view, maps = ImageSequence.view, FeatureExtractor.feature_maps
 
-    def counted_load(self, index):
+    def counted_view(self, index, item):
         counts["decoded"] += 1
-        return load(self, index)
+        return view(self, index, item)
 
     def counted_maps(self, images):
         counts["backbone"] += len(images)
         return maps(self, images)
 
-    monkeypatch.setattr(ImageSequence, "load", counted_load)
+    monkeypatch.setattr(ImageSequence, "view", counted_view)
     monkeypatch.setattr(FeatureExtractor, "feature_maps", counted_maps)
     return counts
 

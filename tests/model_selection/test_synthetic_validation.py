@@ -224,7 +224,7 @@ def test_invalid_parameters_are_rejected(arguments, message):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (["no/such.png"], ImageNotFoundError, r"X\[0\]: no such file: 'no/such\.png'"),
+        (["no/such.png"], ImageNotFoundError, r"X\[0\] \(no/such\.png\): no such file"),
         (np.zeros((2, 7, 30), np.uint8), InvalidImageError, r"X\[0\] is 7 x 30 pixels, too small for a defect"),
         (np.zeros((2, 30, 30), np.int64), InvalidImageError, r"X\[0\]: got dtype int64"),
         ([np.zeros((30, 30, 2), np.uint8)], InvalidImageError, r"X\[0\]: an image must be an array .*\(30, 30, 2\)"),

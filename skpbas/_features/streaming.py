@@ -1,0 +1,171 @@
+"""Results image by image: scores, anomaly maps, and streams that continue after unusable images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skpbas._features.extraction import LevelMaps
+from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores, iter_results, iter_stream, raised
+from skpbas._inputs.images import check_stream
+from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.model import PBASModel
+from skpbas.errors import InvalidImageError
+
+__all__ = ["Result", "StreamingMixin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Result for one image of a stream.
+
+    Attributes
+    ----------
+    index : int
+        Position in the stream, from 0.
+    name : str
+        Path of an image that was passed as a path; otherwise ``images[index]``.
+    score : float or None
+        ``score_samples`` of the image: higher is more normal. None if the image is unusable.
+    label : int or None
+        +1 normal, -1 anomalous, as by ``predict``. None if the image is unusable.
+    p_value : float or None
+        Conformal p-value, where the detector has one (:class:`~skpbas.calibration.ConformalThreshold`).
+    map : ndarray of shape (H, W), float32, or None
+        Anomaly map at the model's size; None with ``maps=False``, or if the image is unusable.
+    error : str or None
+        Why the image is unusable; otherwise None.
+    """
+
+    index: int
+    name: str
+    score: float | None
+    label: int | None
+    p_value: float | None = None
+    map: NDArray[np.float32] | None = None
+    error: str | None = None
+
+
+class StreamingMixin:
+    """Methods of a detector that accept any iterable of images and hold one image at a time."""
+
+    model_: Any
+    offset_: Any
+
+    def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
+        """Yield the anomaly maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
+
+        Parameters
+        ----------
+        X : array, sequence or iterable of images
+            As for :meth:`iter_scores_and_maps`.
+        size : {"model", "input"}, default="model"
+
+        Yields
+        ------
+        ndarray of shape (H, W), float32 in [0, 1]
+        """
+        return (anomaly_map for _, anomaly_map in self.iter_scores_and_maps(X, size=size))
+
+    def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
+        """Yield ``score_samples`` and ``anomaly_map`` of one image after the other, from one pass of the network.
+
+        Parameters
+        ----------
+        X : array, sequence or iterable of images
+            A generator, such as one that yields a camera's frames, may be endless: each result is yielded before the
+            next image is requested. With ``n_jobs`` greater than 1, up to two images per thread are requested and
+            decoded in advance. A sequence is checked by the call, an iterator item by item.
+        size : {"model", "input"}, default="model"
+
+        Yields
+        ------
+        (float, ndarray of shape (H, W))
+        """
+        if size not in ("model", "input"):
+            raise ValueError(f"size={size!r}: choose 'model' or 'input'")
+        check_is_fitted(self)
+        items, model = check_stream(X), self.model_
+        level_maps = self._level_maps(items, model.extractor)
+        if hasattr(items, "__getitem__"):
+            scored = iter_patch_scores(model, level_maps, name_all=False)
+        else:
+            scored = raised(iter_stream(model, level_maps))
+        return iter_results(model, scored, to_input=size == "input")
+
+    def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
+        """Yield a result for each image of a stream, in order, and optionally continue after unusable images.
+
+        Parameters
+        ----------
+        images : array, sequence or iterable of images
+            Requested one by one, as by :meth:`iter_scores_and_maps`.
+        on_error : {"raise", "skip"}, default="raise"
+            For an image that cannot be read or scored: "raise" raises the error; "skip" yields a result with the
+            message in ``error`` and continues. Errors of the iterable itself are always raised.
+        maps : bool, default=True
+            Whether results include anomaly maps.
+
+        Yields
+        ------
+        Result
+            Index, name, score, label, p-value, anomaly map and error: see :class:`skpbas.Result`.
+
+        Raises
+        ------
+        InvalidImageError
+            With ``on_error="raise"``: an image is unusable, or its score is not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skpbas import PBASDetector
+        >>> from skpbas.datasets import make_inspection_images
+        >>> good = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
+        >>> detector = PBASDetector("embedded", image_size=64, max_epochs=2, random_state=0).fit(good)
+        >>> frames = iter([good[0], np.zeros((2, 2)), good[1]])
+        >>> for result in detector.score_stream(frames, on_error="skip", maps=False):
+        ...     print(result.index, result.error or result.label)
+        0 1
+        1 images[1] is 2 x 2 pixels (height x width), smaller than 16, ...
+        2 1
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+        check_is_fitted(self)
+        items, model, offset = check_stream(images, "images", each=False), self.model_, self.offset_
+        stream = iter_stream(model, self._level_maps(items, model.extractor, "images"))
+        return _results(model, offset, stream, skip=on_error == "skip", maps=maps)
+
+    def _level_maps(self, items: Any, extractor: FeatureExtractor, name: str = "X") -> LevelMaps:
+        raise NotImplementedError
+
+
+def _results(
+    model: PBASModel,
+    offset: float,
+    stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]],
+    *,
+    skip: bool,
+    maps: bool,
+) -> Iterator[Result]:
+    for index, (name, scored) in enumerate(stream):
+        try:
+            if isinstance(scored, InvalidImageError):
+                raise scored
+            score = float(image_scores(model, iter([scored]))[0])
+            if not math.isfinite(score):
+                raise InvalidImageError(f"{name}: the detector's score is {score}, not a finite number")
+        except InvalidImageError as error:
+            if not skip:
+                raise
+            yield Result(index, name, None, None, error=str(error))
+            continue
+        anomaly_map = model.anomaly_maps(scored[0]).cpu()[0].numpy() if maps else None
+        yield Result(index, name, score, -1 if score < offset else 1, map=anomaly_map)
