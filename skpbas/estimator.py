@@ -31,7 +31,7 @@ from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.pickling import PicklingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.devices import resolve_device
+from skpbas.core.devices import callers_modes_left, resolve_device
 from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
@@ -322,12 +322,13 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
                 if y is None
                 else f"fit needs at least 2 normal images; y marks {len(rows)} of {len(items)} as normal"
             )
-        return self._fit(items, rows, X, y)
+        with callers_modes_left(grad=True):
+            return self._fit(items, rows, X, y)
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(self, items: Any, rows: NDArray[np.intp], X: Any, y: Any) -> Self:
         device = resolve_device(self.device)
-        generator = torch.Generator().manual_seed(draw_seed(self.random_state))
+        generator = torch.Generator("cpu").manual_seed(draw_seed(self.random_state))
         settings = self._training_settings()
         tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
@@ -336,7 +337,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
             level_maps = self._level_maps(items, extractor)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         memory = None if level_maps.cache is None else level_maps.cache.memory
-        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator, memory)
+        features = TrainingFeatures(store, torch.arange(len(rows), device="cpu"), extractor.aggregator, device, generator, memory)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""

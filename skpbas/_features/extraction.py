@@ -107,7 +107,7 @@ class LevelMaps:
 def stack_views(views: Sequence[Tensor]) -> Tensor:
     """Stack views into (B, 3, H, W); where 8-bit and 16-bit images meet, all become floats in [0, 1]."""
     if len({view.dtype for view in views}) > 1:
-        views = [view / 255 if view.dtype == torch.uint8 else view for view in views]
+        views = [view.float() / 255 if view.dtype == torch.uint8 else view for view in views]
     return torch.stack(list(views))
 
 

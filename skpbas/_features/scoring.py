@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skpbas._features.extraction import LevelMaps
 from skpbas._inputs.images import Geometry
+from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 
 ScoredBatch = tuple[Tensor, list[Geometry]]
@@ -24,13 +25,26 @@ def iter_patch_scores(model: PBASModel, level_maps: LevelMaps) -> Iterator[Score
 
 def image_scores(model: PBASModel, scored: Iterator[ScoredBatch]) -> NDArray[np.float64]:
     """Return the ``score_samples`` of scored batches: (n,), higher for more normal images."""
-    return -np.concatenate([model.image_scores(scores).cpu().double().numpy() for scores, _ in scored])
+    with callers_modes_left(grad=False):
+        return -np.concatenate([model.image_scores(scores).cpu().double().numpy() for scores, _ in scored])
 
 
 def iter_results(
     model: PBASModel, scored: Iterator[ScoredBatch], *, to_input: bool
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
     """Yield ``score_samples`` and the anomaly map of each image, at the size of the image if ``to_input``."""
+    results = _iter_results(model, scored, to_input)
+    while True:
+        with callers_modes_left(grad=False):  # not around the yield: what the caller does there is the caller's
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
+
+
+def _iter_results(
+    model: PBASModel, scored: Iterator[ScoredBatch], to_input: bool
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
     for scores, geometries in scored:
         anomaly_maps = model.anomaly_maps(scores).cpu()
         of_images = (-model.image_scores(scores).cpu().double()).tolist()

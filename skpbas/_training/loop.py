@@ -31,7 +31,7 @@ class _PatchBatches:
         self.dataset, self.batch_size, self.patches_per_step = dataset, batch_size, patches_per_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        no_target = torch.empty(0)
+        no_target = torch.empty(0, dtype=torch.float32, device="cpu")
         for patches in self.dataset.patch_batches(self.batch_size, self.patches_per_step):
             yield patches, no_target
 
@@ -174,7 +174,7 @@ def new_objective(
     ``make`` is called with the arguments of :class:`PBASObjective`; another callable gives another step.
     """
     device, feature_dim = features.device, features.aggregator.feature_dim
-    initial = torch.Generator().manual_seed(_draw_seed(features.generator))
+    initial = torch.Generator("cpu").manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
     projector = Projector(feature_dim, initial, settings.projector_init).to(device)
     discriminator = None
@@ -199,7 +199,7 @@ def new_objective(
 
 
 def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))
+    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
 def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:
