@@ -18,8 +18,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
 from skpbas._inputs.images import check_images
-from skpbas._inputs.parameters import draw_seed
+from skpbas._inputs.parameters import WholeNumber, draw_seed
 from skpbas._inputs.targets import normal_rows
+from skpbas._training.snapshots import SnapshotMixin
 from skpbas.errors import CalibrationError
 
 __all__ = ["ConformalThreshold"]
@@ -35,7 +36,7 @@ def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
     return check
 
 
-class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class ConformalThreshold(SnapshotMixin, MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Flag at most a given share of unseen good images, whatever the detector and the law of its scores.
 
     Split conformal prediction [1]_: some good images are held out of training. Their n scores s_1 <= ... <= s_n set
@@ -118,7 +119,7 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         "detector": [HasMethods(["fit", "score_samples"])],
         "max_false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
         "calibration_size": [
-            Interval(Integral, 1, None, closed="left"),
+            WholeNumber(1),
             Interval(RealNotInt, 0, 1, closed="neither"),
         ],
         "random_state": ["random_state"],
@@ -184,16 +185,15 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
                 f"{type(detector).__name__}.score_samples gave NaN or infinity for {n_bad} of {n_calibration} held-out "
                 "samples: they set no threshold"
             )
-        self.detector_ = detector
-        self.calibration_scores_ = scores
-        self.offset_ = float(scores[rank - 1])
-        self.false_alarm_rate_ = rank / (n_calibration + 1)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(detector, name):
-                setattr(self, name, getattr(detector, name))
-            else:
-                self.__dict__.pop(name, None)  # of an earlier fit
-        return self
+        of_detector = ("n_features_in_", "feature_names_in_")
+        fitted = {name: getattr(detector, name) for name in of_detector if hasattr(detector, name)}
+        fitted |= {
+            "detector_": detector,
+            "calibration_scores_": scores,
+            "offset_": float(scores[rank - 1]),
+            "false_alarm_rate_": rank / (n_calibration + 1),
+        }
+        return self._replace_fitted(fitted, without=of_detector)  # those of an earlier fit
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Return the detector's scores; higher is more normal.
@@ -220,7 +220,8 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         -------
         ndarray of shape (n,), float64
         """
-        return self.score_samples(X) - self.offset_
+        now = self._snapshot()
+        return now.score_samples(X) - now.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Say of each image whether it is good, +1, or anomalous, -1.
@@ -252,9 +253,10 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         -------
         ndarray of shape (n,), float64 in [1 / (n_calibration + 1), 1]
         """
-        scores = self.score_samples(X)
-        n_lower = np.searchsorted(self.calibration_scores_, scores, side="right")
-        return (1 + n_lower) / (len(self.calibration_scores_) + 1)
+        now = self._snapshot()
+        scores = now.score_samples(X)
+        n_lower = np.searchsorted(now.calibration_scores_, scores, side="right")
+        return (1 + n_lower) / (len(now.calibration_scores_) + 1)
 
     @available_if(_detector_has("anomaly_map"))  # type: ignore[untyped-decorator]
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:

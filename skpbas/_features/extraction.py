@@ -17,6 +17,7 @@ from skpbas._features.store import FeatureStore
 from skpbas._inputs.images import Geometry, ImageSequence
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
+from skpbas.errors import InvalidImageError
 
 T = TypeVar("T")
 
@@ -67,10 +68,24 @@ class LevelMaps:
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
             for maps, geometries in self.batches(rows):
+                self._check_finite(maps, rows[done : done + len(geometries)])
                 store.put(done, aggregator.pool(maps))
                 done += len(geometries)
                 bar.update(len(geometries))
         return store
+
+    def _check_finite(self, maps: Sequence[Tensor], rows: Sequence[int]) -> None:
+        """Check the feature maps (B, C_l, H_l, W_l) of the images at ``rows``, whose weights are known to be finite."""
+        for level in maps:
+            if level.sum().isfinite():  # one number to look at, unless something is wrong
+                continue
+            bad = (~level.isfinite()).flatten(1).any(1).tolist()
+            for row in (row for row, is_bad in zip(rows, bad, strict=True) if is_bad):
+                raise InvalidImageError(
+                    f"{self.images.name(row)}: the backbone computes feature maps of it that hold NaN or infinity. The "
+                    "fault is the image's or the backbone's, whose weights are finite, and not a learning rate's: "
+                    "leave this image out, or use another backbone"
+                )
 
     def _load(self, index: int) -> _Image:
         if self.cache is None:

@@ -85,7 +85,8 @@ class Geometry:
         for axis in (0, 1):
             n_in, n_resized, n_view = self.input_shape[axis], self.resized_shape[axis], self.view_shape[axis]
             # centres of the image's pixels in coordinates of the view
-            position = (torch.arange(n_in, dtype=torch.float64, device="cpu") + 0.5) * (n_resized / n_in) - 0.5 - self.offset[axis]
+            pixel = torch.arange(n_in, dtype=torch.float64, device="cpu")
+            position = (pixel + 0.5) * (n_resized / n_in) - 0.5 - self.offset[axis]
             outside = (position < -0.5) | (position > n_view - 0.5)
             position = position.clamp(0, n_view - 1)
             below = position.floor().long().clamp(max=max(n_view - 2, 0))
@@ -128,9 +129,13 @@ class ImageSequence:
     def __len__(self) -> int:
         return len(self.items)
 
+    def name(self, index: int) -> str:
+        """Return how errors name an image: its index, and its file if it has one."""
+        return _name(self.items[index], index)
+
     def load(self, index: int) -> tuple[Tensor, Geometry]:
         """Return the model's view of an image, (3, H, W) uint8 or float32 in [0, 1], and where it lies."""
-        name = _name(self.items[index], index)
+        name = self.name(index)
         pixels = _to_pixels(self.items[index], name)
         height, width = pixels.shape[:2]
         if min(height, width) < self.smallest:

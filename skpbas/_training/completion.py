@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,20 @@ class Completion:
         """What prediction computes."""
         scorer = new_scorer(self.features, self.head, self.settings)
         return PBASModel(self.extractor, scorer, self.settings.smoothing_sigma).to(self.features.device)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what is known without computing model and threshold, by the names of the fitted attributes."""
+        return {
+            "feature_extractor_": self.extractor,
+            "map_shape_": self.extractor.image_size,
+            "center_": self.head.center,
+            "projector_": self.head.projector,
+            "discriminator_": self.head.discriminator,
+            "loss_curve_": self.head.loss_curve,
+            "n_iter_": self.head.n_epochs,
+            "n_samples_fit_": len(self.features),
+            "device_": self.features.device,
+        }
 
     @cached_property
     def offset(self) -> float:

@@ -49,7 +49,9 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
     distance = _squared_distances(points, squares, first)[:, 0].index_fill(0, first, -1.0)
     while (missing := k - sum(map(len, chosen))) > 0:
         then, farthest = distance.topk(min(_CANDIDATES, len(points)))
-        between = _squared_distances(points[farthest], squares[farthest], torch.arange(len(farthest), device=points.device))
+        between = _squared_distances(
+            points[farthest], squares[farthest], torch.arange(len(farthest), device=points.device)
+        )
         left = then
         picks: list[Tensor] = []
         while len(picks) < min(missing, len(farthest)):

@@ -42,7 +42,7 @@ def without_weights(make: Callable[[], N]) -> N:
 
 
 def allocate(network: nn.Module) -> None:
-    """Move a network made by :func:`without_weights` to the CPU, in place: weights undefined, batch norms as at first."""
+    """Move a network made by :func:`without_weights` to the CPU, in place; only its batch norms get values."""
     network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -111,8 +111,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     if surplus:
         shown = ", ".join(map(repr, surplus[:4])) + (", ..." if len(surplus) > 4 else "")
         raise WeightsError(
-            f"weights {source}: the layers in use have {len(surplus)} tensors that the backbone does not have ({shown}), "
-            "so they are another network's: give the weights of this one, or the backbone that these belong to"
+            f"weights {source}: the layers in use have {len(surplus)} tensors that the backbone lacks ({shown}), so "
+            "they belong to another network: give the weights of this one, or the backbone that they belong to"
         )
     weights = {name: state[name].to(tensor.dtype) for name, tensor in needed.items()}
     check_finite(weights, f"weights {source}")
@@ -139,6 +139,6 @@ def check_finite(tensors: Mapping[str, Tensor], source: str, *, masks: Container
         bad = tensor.isnan() if name in masks else ~tensor.isfinite()
         if bad.any():
             raise WeightsError(
-                f"{source}: {int(bad.sum())} of {tensor.numel()} values of the tensor {name!r} are NaN or infinite, as in "
-                "a damaged file or after a training that diverged; give other weights"
+                f"{source}: {int(bad.sum())} of {tensor.numel()} values of the tensor {name!r} are NaN or infinite, as "
+                "in a damaged file or after a training that diverged; give other weights"
             )
