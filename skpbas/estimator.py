@@ -331,12 +331,12 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, SnapshotMixin, OutlierMi
     def _fit(self, items: Any, rows: NDArray[np.intp], X: Any, y: Any) -> Self:
         device = resolve_device(self.device)
         generator = torch.Generator("cpu").manual_seed(draw_seed(self.random_state))
-        settings = TrainingSettings.of(self)
+        settings = self._training_settings()
         tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             extractor = self._make_extractor(generator).to(device)
-            level_maps = self._level_maps(items, extractor, self.resize, self.precision)
+            level_maps = self._level_maps(items, extractor)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         memory = None if level_maps.cache is None else level_maps.cache.memory
         every = torch.arange(len(rows), device="cpu")
@@ -465,9 +465,10 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, SnapshotMixin, OutlierMi
 
     def _iter_patch_scores(self, X: Any) -> Iterator[ScoredBatch]:
         items = check_images(X)  # at the call, not at the first result
-        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor, *self._reading))
+        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor, self._reading))
 
-    def _level_maps(self, items: Any, extractor: FeatureExtractor, resize: str, precision: str) -> LevelMaps:
+    def _level_maps(self, items: Any, extractor: FeatureExtractor, reading: tuple[str, str] | None = None) -> LevelMaps:
+        resize, precision = reading or (self.resize, self.precision)
         images = ImageSequence(items, image_size=extractor.image_size, resize=resize, smallest=extractor.stride)
         memory = self.memory  # read once: another thread may set it
         cache = None if memory is None else MapCache(memory, extractor, resize, STORED_DTYPES[precision])
@@ -482,6 +483,9 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, SnapshotMixin, OutlierMi
             feature_dim=self.feature_dim,
             precision=torch.bfloat16 if self.precision == "bfloat16" else torch.float32,
         )
+
+    def _training_settings(self) -> TrainingSettings:
+        return TrainingSettings.of(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

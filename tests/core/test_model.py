@@ -69,6 +69,16 @@ def test_a_model_exports_and_the_export_computes_the_same(name, detectors, good_
         assert_equal_but_for_rounding(actual, expected, n_terms=384, n_layers=20)
 
 
+def test_a_model_with_a_module_of_the_users_exports_too(good_images):
+    levels = (torch.nn.Conv2d(3, 6, 8, 8), torch.nn.ReLU(), torch.nn.Conv2d(6, 8, 2, 2))
+    module = torch.nn.Sequential(*levels, torch.nn.Flatten(), torch.nn.Linear(128, 2))
+    detector = small_detector(layers=["1", "2"], precision="float32", max_epochs=2).set_params(backbone=module)
+    model, images = detector.fit(good_images).model_, normalized(good_images[:2])
+    exported = torch.export.export(model, (images,)).module()
+    for actual, expected in zip(exported(images), model(images), strict=True):
+        assert_equal_but_for_rounding(actual, expected, n_terms=384, n_layers=20)
+
+
 def test_a_model_pickles_without_its_detector(detectors, good_images):
     model = detectors["fused"].model_
     images = normalized(good_images[:2])
