@@ -2,10 +2,10 @@
 Choose a false alarm rate
 =========================
 
-How many good parts may be rejected is a decision, not a matter of the method.
-:class:`~skpbas.calibration.ConformalThreshold` takes it as a number and keeps
-to it, whatever the law of the scores: it holds some good images out of
-training and lets their scores set the threshold.
+How many good parts may be rejected is a business decision, not a property of
+the method. :class:`~skpbas.calibration.ConformalThreshold` takes it as a
+number and guarantees it, whatever the distribution of the scores: it holds
+some normal images out of training and sets the threshold by their scores.
 
 Images are generated and the network is the small one that comes with the
 package, so that this page needs no download. Generated images show how the
@@ -16,8 +16,8 @@ package works; they say nothing about its accuracy on real parts.
 # Images
 # ------
 #
-# Good images to learn from, and good and defective ones that stay aside until
-# the end.
+# Normal images to learn from, and normal and defective ones that are not used
+# until the end.
 
 from skpbas.datasets import make_inspection_images
 
@@ -31,10 +31,10 @@ unseen, defective = data.images[200:360], data.images[360:]
 # At most one alarm in twenty good parts
 # --------------------------------------
 #
-# Half of the good images train the detector, the other half set the threshold.
-# The promise is on the average over the choice of these images; a single
-# choice scatters around it, the less the more images there are. How far is
-# known too.
+# Half of the normal images train the detector, the other half set the
+# threshold. The guarantee holds on average over the choice of these images; a
+# single choice varies around it, less so with more images. The distribution of
+# this variation is known as well.
 
 from scipy.stats import beta
 
@@ -69,8 +69,8 @@ print(f"flagged of {len(defective)} defective images: {detections:.1%}")
 # Too few images for a rate
 # -------------------------
 #
-# n held-out images can promise 1 / (n + 1) and no less. What is impossible is
-# said before training.
+# n held-out images can guarantee a rate of 1 / (n + 1) and no less. An
+# impossible rate is refused before training.
 
 from skpbas.errors import CalibrationError
 
@@ -83,8 +83,8 @@ except CalibrationError as error:
 # p-values
 # --------
 #
-# A p-value tells how unusual an image would be for a good one: a number for a
-# report, or to be sorted by.
+# A p-value tells how unusual an image would be if it were normal: a number for
+# a report, or to sort by.
 
 p_values = inspector.p_values(defective[:5])
 for kind, p in zip(data.defect_types[360:365], p_values, strict=True):
@@ -94,29 +94,29 @@ for kind, p in zip(data.defect_types[360:365], p_values, strict=True):
 # Other rates without training again
 # ----------------------------------
 #
-# In a ``FrozenEstimator`` a fitted detector stays as it is, and every image
-# given calibrates: they must be others than those it was trained on.
+# In a ``FrozenEstimator`` a fitted detector is not trained again, and all
+# images calibrate: they must differ from those it was trained on.
 
 from sklearn.frozen import FrozenEstimator
 
 frozen = FrozenEstimator(inspector.detector_)
-fresh, judged = unseen[:100], unseen[100:]
+fresh, tested = unseen[:100], unseen[100:]
 rates = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3]
 alarms, found = [], []
 for rate in rates:
     other = ConformalThreshold(frozen, max_false_alarm_rate=rate).fit(fresh)
-    alarms.append((other.predict(judged) == -1).mean())
+    alarms.append((other.predict(tested) == -1).mean())
     found.append((other.predict(defective) == -1).mean())
 
 # %%
-# What each rate costs, and what it brings:
+# False alarms and detections at each rate:
 
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-axes.plot(rates, rates, color="grey", linestyle="--", label="promised")
+axes.plot(rates, rates, color="gray", linestyle="--", label="guaranteed")
 axes.plot(
-    rates, alarms, marker="o", label=f"good images flagged, of {len(judged)}"
+    rates, alarms, marker="o", label=f"normal images flagged, of {len(tested)}"
 )
 axes.plot(
     rates,

@@ -2,23 +2,23 @@
 Compare ways of synthesis
 =========================
 
-The article's ablation in small: the same images, the same centres, and
-anomalies that are synthesised along the ray from centre to feature, with
+A small version of the paper's ablation: the same images and centers, and
+anomalies that are synthesized along the ray from center to feature, with
 Gaussian noise, or not at all (ABL alone).
 
 Images are generated and the network is the small one that comes with the
 package, so that this page needs no download. Generated images show how the
-package works; the article compares the three on real parts.
+package works; the paper compares the three on real parts.
 """
 
 # %%
 # Three detectors
 # ---------------
 #
-# ``patch_score="discriminator"`` is the paper's score, and leaves the
-# comparison to the discriminator, which the synthetic anomalies teach. Without
-# synthesis there is none, and a patch's score is its distance to the nearest
-# centre.
+# ``patch_score="discriminator"`` is the paper's score. It compares the
+# discriminators, which are trained on the synthetic anomalies. Without
+# synthesis there is none, and the score of a patch is its distance to the
+# nearest center.
 
 from skpbas.datasets import make_inspection_images
 
@@ -47,9 +47,9 @@ for name, synthesis in ways.items():
     print(f"{name:10} terms of the loss: {terms}")
 
 # %%
-# Losses of the three are no contest, as their terms differ; their courses show
-# whether the training has come to rest. ``loss_curve_`` holds every term, and
-# a callback sees them while the training runs: see :doc:`/callbacks`.
+# The losses of the three are not comparable, as their terms differ; their
+# curves show whether the training has converged. ``loss_curve_`` has every
+# term, and a callback sees them during the training: see :doc:`/callbacks`.
 
 import matplotlib.pyplot as plt
 
@@ -68,7 +68,7 @@ plt.show()
 # Measure
 # -------
 #
-# One seed and 22 images show no more than large differences.
+# One seed and 22 images show large differences only.
 
 from skpbas.scorers import AnomalyScorer
 

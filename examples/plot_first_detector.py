@@ -2,8 +2,8 @@
 A first detector
 ================
 
-Learn from pictures of good parts, then find the defective ones and the place
-of the defect.
+Learn from images of good parts, then find defective ones, and where the
+defects are.
 
 Images are generated and the network is the small one that comes with the
 package, so that this page needs no download. Generated images show how the
@@ -14,8 +14,8 @@ package works; they say nothing about its accuracy on real parts.
 # Images of a product
 # -------------------
 #
-# :func:`~skpbas.datasets.make_inspection_images` plays the camera: all images
-# show one product, and the defective ones come with exact masks.
+# :func:`~skpbas.datasets.make_inspection_images` simulates the camera: all
+# images show one product, and the defective ones have exact masks.
 
 from skpbas.datasets import make_inspection_images
 
@@ -26,7 +26,7 @@ good = data.images[:24]
 images, labels, masks = data.images[24:], data.labels[24:], data.masks[24:]
 print(
     f"{len(good)} good images to learn from; {(labels == 1).sum()} good "
-    f"and {(labels == -1).sum()} defective to judge"
+    f"and {(labels == -1).sum()} defective to check"
 )
 
 # %%
@@ -53,8 +53,8 @@ print(
 # ----------------
 #
 # ``score_samples`` is higher for normal images. ``decision_function``
-# subtracts the threshold, which comes from the good images alone, and
-# ``predict`` takes its sign: +1 good, -1 anomalous.
+# subtracts the threshold, which is set from the normal images alone, and
+# ``predict`` returns its sign: +1 normal, -1 anomalous.
 
 margins = detector.decision_function(images)
 decisions = detector.predict(images)
@@ -63,10 +63,10 @@ for kind, label, margin in rows:
     print(f"{kind:14} {label:+d} {margin:+.3f}")
 
 # %%
-# Localise
+# Localize
 # --------
 #
-# Anomaly maps lie in [0, 1], higher where an image is more anomalous.
+# Anomaly maps are in [0, 1]; higher is more anomalous.
 
 maps = detector.anomaly_map(images)
 print(maps.shape, maps.dtype)
@@ -75,7 +75,7 @@ print(maps.shape, maps.dtype)
 # Measure
 # -------
 #
-# Two metrics of images and three of pixels; the metrics take scores that are
+# Two metrics for images and three for pixels; they expect scores that are
 # higher for anomalous images.
 
 from skpbas.metrics import image_ap, image_auroc, pixel_metrics

@@ -15,8 +15,8 @@ package, so that this page needs no download.
 # A cluster
 # ---------
 #
-# Two workers with one thread each. They are threads of this process here, for
-# the sake of the page. Real work wants processes:
+# Two workers with one thread each. Here they are threads of this process, to
+# keep the page simple. For real work use processes:
 # ``LocalCluster(n_workers=..., threads_per_worker=1)`` on one machine, under
 # ``if __name__ == "__main__":`` in a script; or a client of a cluster of many
 # machines.
@@ -35,8 +35,8 @@ client = Client(cluster)
 # A search
 # --------
 #
-# scikit-learn hands its fits to joblib, and joblib to the cluster. Folds train
-# on good images only; defective ones serve the score.
+# scikit-learn passes its fits to joblib, and joblib to the cluster. Folds
+# train on normal images only; defective ones are used for scoring.
 
 import joblib
 from sklearn.model_selection import GridSearchCV
@@ -74,8 +74,8 @@ for parameters, score in rows:
 # Scoring
 # -------
 #
-# Images are given by name, as the workers see them, and may be any number: a
-# generator is read as the work goes on. The detector is sent once to each
+# Images are passed by name, as the workers see them, in any number: a
+# generator is consumed during the run. The detector is sent once to each
 # worker. An image that cannot be read is reported, and the others are scored.
 
 import tempfile
@@ -102,8 +102,8 @@ for result in results[5:10]:
 # To Parquet files
 # ----------------
 #
-# With ``output`` the results go to files, and the same call goes on where an
-# interrupted one ended.
+# With ``output`` the results are written to files, and the same call continues
+# where an interrupted one ended.
 
 summary = score_images(
     best,
@@ -123,7 +123,7 @@ table = pyarrow.dataset.dataset(folder / "scores").to_table()
 print(table.select(["index", "score", "label"]).slice(5, 5).to_pydict())
 
 # %%
-# The end of the page is the end of the cluster.
+# Close the cluster at the end of the page.
 
 client.close()
 cluster.close()

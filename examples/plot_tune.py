@@ -3,7 +3,7 @@ Tune two parameters
 ===================
 
 Choose the anomaly degree ``alpha`` and the side ``patch_size`` of a patch's
-neighbourhood by cross-validation, then measure the choice on images that the
+neighborhood by cross-validation, then measure the choice on images that the
 search has not seen.
 
 Images are generated and the network is the small one that comes with the
@@ -15,8 +15,8 @@ package works; which values are best for real parts is another matter.
 # Images for the search, images for the end
 # -----------------------------------------
 #
-# The images that a parameter was chosen on flatter it. A part is put away for
-# the end.
+# Scores on the images that a parameter was selected on are too good. Some
+# images are set aside for the end.
 
 import numpy as np
 
@@ -36,10 +36,10 @@ print(
 # Search
 # ------
 #
-# :class:`~skpbas.model_selection.NormalKFold` trains on good images only and
-# gives every test fold defective ones. Masks serve as y: the scorer reads
-# their pixels, and training reads which images are good. With ``memory`` the
-# network sees every image once, whatever the folds and candidates.
+# :class:`~skpbas.model_selection.NormalKFold` trains on normal images only and
+# puts defective ones into every test fold. y is masks: the scorer reads their
+# pixels, and training reads which images are normal. With ``memory`` every
+# image passes through the network once, whatever the folds and candidates.
 
 from tempfile import TemporaryDirectory
 
@@ -70,11 +70,11 @@ with TemporaryDirectory() as memory:
     search.fit(data.images[for_search], data.masks[for_search])
 
 # %%
-# What came out
-# -------------
+# Results
+# -------
 #
-# Where candidates differ by less than their folds do, the search has not found
-# a difference.
+# If candidates differ by less than their folds do, the search has not found a
+# difference.
 
 results = search.cv_results_
 print("alpha  patch_size  image AUROC    PRO    PRO by fold")
@@ -114,9 +114,9 @@ plt.show()
 # Measure the choice
 # ------------------
 #
-# The search has fitted the chosen candidate once more, on all of its good
-# images; the defective ones are left out of training. The images put away say
-# how good it is.
+# The search has fitted the selected candidate once more, on all of its normal
+# images; the defective ones are left out of training. The images set aside
+# measure it.
 
 chosen = search.best_estimator_.set_params(memory=None)
 measure = AnomalyScorer(("image_auroc", "pixel_pro"))

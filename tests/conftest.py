@@ -1,4 +1,4 @@
-"""Fixtures that several tests share."""
+"""Fixtures that several tests share; the autouse fixture that seeds every test and doctest is in ../conftest.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature maps kept across fits, by the content of the image and of the network: the parameter ``memory``."""
+"""Feature maps cached across fits, keyed by image and network contents: the parameter ``memory``."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from skpbas._inputs.images import Geometry
 from skpbas.core.backbones import FeatureExtractor
 
 
-class _NotKeptError(LookupError):
-    """There is no entry, and nothing to make one from."""
+class _NotCachedError(LookupError):
+    """The cache has no entry for the key."""
 
 
 def _entry(key: str, maps: Sequence[Tensor] | None, input_shape: tuple[int, int] | None) -> Any:
-    """Return what is to be kept; joblib calls it only if there is no entry with that key."""
+    """Return the value to store; joblib calls this only if the key has no entry."""
     if maps is None:
-        raise _NotKeptError(key)
+        raise _NotCachedError(key)
     return list(maps), input_shape
 
 
 class MapCache:
-    """Feature maps of images on disk, in a ``joblib.Memory``.
+    """On-disk cache of the feature maps of images, in a ``joblib.Memory``.
 
-    An entry belongs to an image's content (the bytes of its file, or its pixels) and to all that its feature maps
-    depend on: the network with its weights, the size and way of resizing, and the precision. Entries are written whole
-    or not at all, so any number of processes may share the folder.
+    The key of an entry covers the image (the bytes of its file, or its pixels) and everything that its feature maps
+    depend on: the network with its weights, the input size, the resize mode and the precision. Entries are written
+    atomically, so any number of processes may share the folder.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class MapCache:
     extractor : FeatureExtractor
     resize : str
     dtype : torch.dtype
-        Of the kept feature maps; float16 becomes float32 where a value would not fit.
+        Storage type of the feature maps; float32 replaces float16 if a value is out of its range.
     """
 
     def __init__(self, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
@@ -58,7 +58,7 @@ class MapCache:
         self._network = joblib.hash((network_digest(extractor.backbone), settings))
 
     def key(self, item: Any) -> str:
-        """Return the name of an image's entry; OSError if its file cannot be read."""
+        """Return the key of an image; raises OSError if its file cannot be read."""
         digest = hashlib.blake2b(self._network.encode(), digest_size=20)
         if isinstance(item, (str, PathLike)):
             digest.update(Path(item).read_bytes())
@@ -72,39 +72,39 @@ class MapCache:
         return digest.hexdigest()
 
     def find(self, key: str) -> tuple[list[Tensor], Geometry] | None:
-        """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, if they are kept."""
+        """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, or None if not cached."""
         try:
             maps, input_shape = self._entries(key, None, None)
-        except _NotKeptError:
+        except _NotCachedError:
             return None
         return maps, Geometry.of(input_shape, self.extractor.image_size, self.resize)
 
-    def keep(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
-        """Write an image's feature maps (1, C_l, H_l, W_l); return them as they will be found."""
+    def store(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
+        """Store an image's feature maps (1, C_l, H_l, W_l); return them as :meth:`find` will."""
         narrow = [level.cpu() for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
-        self._entries.call(key, narrow, geometry.input_shape)  # writes without looking for a (damaged) entry first
+        self._entries.call(key, narrow, geometry.input_shape)  # does not read an existing, damaged entry
         return narrow
 
 
 @dataclass(frozen=True)
 class _KnownDigest:
-    """The digest of a network, and what shows cheaply that its weights are still the same."""
+    """The digest of a network, with a cheap fingerprint that detects changed weights."""
 
     digest: str
     fingerprint: tuple[Any, ...]
-    tensors: list[Tensor]  # held so that no other weights are allocated at their addresses
+    tensors: list[Tensor]  # keeps their memory from being reused for other weights
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _KnownDigest] = WeakKeyDictionary()
 
 
 def network_digest(network: nn.Module) -> str:
-    """Return a name for a network and its weights, hashed once for as long as they do not change.
+    """Return a hash of a network and its weights, recomputed only when they change.
 
-    A changed weight shows in its place in memory, its version or its checksum: the last notices what is written past
-    torch, through ``.data`` or a numpy view.
+    Changes are detected by the address, version and checksum of each tensor; the checksum catches writes that bypass
+    torch's version counter, through ``.data`` or a numpy view.
     """
     state = network.state_dict()
     tensors = list(state.values())
@@ -126,10 +126,10 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """Return a sum over the bits of a tensor, in one pass over its memory."""
+    """Return the sum of a tensor's memory, read as 64-bit integers."""
     dense = tensor.detach()
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        dense = dense.permute(0, 2, 3, 1)  # the order in memory, without a copy
+        dense = dense.permute(0, 2, 3, 1)  # memory order, so that nothing is copied
     bits = dense.contiguous().view(-1).view(torch.uint8)
     whole = bits[: len(bits) // 8 * 8].view(torch.int64)
     return int(whole.sum()) + int(bits[len(whole) * 8 :].sum())

@@ -1,4 +1,4 @@
-"""Copies and pickles of a fitted detector: made on a GPU, they open on a machine without one."""
+"""Copying and pickling of fitted detectors, across machines with and without a GPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from skpbas.core.devices import is_available
 from skpbas.core.model import PBASModel
 
 _ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "model_")
-_OF_A_RUNNING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
+_ONLY_DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
 
 
 class PicklingMixin:
-    """Saves the tensors of a fitted detector from the CPU, and opens them on its device if there is one."""
+    """Pickles the tensors of a fitted detector from the CPU, and restores them to its device if available."""
 
     device_: torch.device
     precision: str
@@ -25,14 +25,14 @@ class PicklingMixin:
 
     def __copy__(self) -> Self:
         copied = object.__new__(type(self))
-        vars(copied).update({k: v for k, v in vars(self).items() if k not in _OF_A_RUNNING_FIT})
+        vars(copied).update({k: v for k, v in vars(self).items() if k not in _ONLY_DURING_FIT})
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in super().__getstate__().items() if k not in _OF_A_RUNNING_FIT}  # type: ignore[attr-defined]
+        state = {k: v for k, v in super().__getstate__().items() if k not in _ONLY_DURING_FIT}  # type: ignore[attr-defined]
         for name, value in state.items():
             if isinstance(value, Deferred):
-                state[name] = getattr(self, name)  # its computation needs the training features
+                state[name] = getattr(self, name)  # else it pickles the features
         if "device_" in state and state["device_"].type != "cpu":
             on_device = {name: state[name] for name in _ON_DEVICE}
             state |= {k: v if v is None else v.to("cpu") for k, v in copy.deepcopy(on_device).items()}

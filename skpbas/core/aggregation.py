@@ -1,10 +1,10 @@
-"""Level maps to patch features without unfolding (METHOD 1, Eq. 2-4).
+"""Feature maps to patch features without unfolding (Eq. 2-4 of the paper).
 
-A patch feature is defined through four linear steps: take the p x p neighbourhood of every position of a level as
-one vector of C*p*p entries, channel-major; average neighbouring entries so that d remain; bring the deeper levels
-to the first one's resolution; stack the levels and average once more to d. The two averages together are one
-banded matrix a level, and interpolation commutes with it. So each level needs one grouped convolution with that
-matrix as its kernel, at its own resolution, and no neighbourhood is ever written out.
+A patch feature is defined by four linear steps: take the p x p neighborhood of every position of a level as one vector
+of C*p*p entries, channel-major; average adjacent entries so that d remain; interpolate the deeper levels to the
+resolution of the first one; stack the levels and average once more to d. The two averages together are one banded
+matrix per level, and interpolation commutes with it. So each level needs one grouped convolution with that matrix as
+its kernel, at its own resolution, and no neighborhood is ever written out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_OUTPUTS_A_BLOCK = 8  # where channels and outputs share no period; measured, not critical
+_OUTPUTS_PER_BLOCK = 8  # if channels and outputs have no common period; measured, not critical
 
 
 def _averaging_bins(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def _averaging_bins(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
 
 
 def _expand(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Write out runs of entries: the number of the run and the entry, one row an entry."""
+    """Write out runs of entries: the index of the run and the entry, one row per entry."""
     run = torch.repeat_interleave(torch.arange(len(size), device="cpu"), size)
     before = torch.cumsum(size, 0) - size
     return run, start[run] + torch.arange(len(run), device="cpu") - before[run]
@@ -67,8 +67,8 @@ class _LevelPooling(nn.Module):
         channel, offset = entry // patch_size**2, entry % patch_size**2
 
         per_block = n_outputs // gcd(n_outputs, n_channels)
-        if per_block > 4 * _OUTPUTS_A_BLOCK:
-            per_block = _OUTPUTS_A_BLOCK
+        if per_block > 4 * _OUTPUTS_PER_BLOCK:
+            per_block = _OUTPUTS_PER_BLOCK
         self.groups = -(-n_outputs // per_block)
         self.n_outputs = n_outputs
         block = row // per_block
@@ -93,14 +93,14 @@ class _LevelPooling(nn.Module):
 
 
 class PatchAggregator(nn.Module):
-    """Level maps to patch features t (METHOD 1, steps 1 to 4).
+    """Feature maps to patch features t (Eq. 2-4).
 
     Parameters
     ----------
     channels : sequence of int
         Channels of each level, shallow first.
     patch_size : int
-        Odd side p of the neighbourhood, in positions of the level's own map.
+        Odd side p of the neighborhood, in positions of the level's own feature map.
     feature_dim : int
         Dimension d of a patch feature.
 
@@ -113,7 +113,7 @@ class PatchAggregator(nn.Module):
     torch.Size([2, 64, 48])
     """
 
-    outputs: list[slice]  # of each level: the entries of a patch feature that it adds to
+    outputs: list[slice]  # for each level, the entries of a patch feature that it contributes to
 
     def __init__(self, channels: Sequence[int], patch_size: int, feature_dim: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class PatchAggregator(nn.Module):
         Parameters
         ----------
         maps : sequence of Tensor of shape (B, C_l, H_l, W_l)
-            The levels' maps, shallow first.
+            The feature maps of the levels, shallow first.
 
         Returns
         -------
@@ -146,24 +146,24 @@ class PatchAggregator(nn.Module):
         return [pooling(level) for pooling, level in zip(self.levels, maps, strict=True)]
 
     def combine(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return the patch features (B, H_0 * W_0, d) of what :meth:`pool` gave."""
+        """Return the patch features (B, H_0 * W_0, d) of the parts that :meth:`pool` returned."""
         batch, _, height, width = pooled[0].shape
         features = pooled[0].new_zeros(batch, height, width, self.feature_dim)
         for outputs, part in zip(self.outputs, pooled, strict=True):
             if part.shape[-2:] != (height, width):
                 part = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
-            features[..., outputs] += part.permute(0, 2, 3, 1)  # two levels may share one where L does not divide d
+            features[..., outputs] += part.permute(0, 2, 3, 1)  # two levels share an entry if L does not divide d
         return features.flatten(1, 2)
 
 
 class PatchGatherer(nn.Module):
-    """Patch features at single positions, read from tables of the levels' parts without making any map of them.
+    """Patch features at single positions, read from tables of the levels' parts without computing all positions.
 
     Parameters
     ----------
     aggregator : PatchAggregator
     grids : sequence of (int, int)
-        Height and width of every level's map, shallow first.
+        Height and width of the feature map of every level, shallow first.
 
     Examples
     --------
@@ -199,7 +199,7 @@ class PatchGatherer(nn.Module):
         tables : sequence of Tensor of shape (n * H_l * W_l, n_l)
             The levels' parts of all images, in any precision.
         image, position : Tensor of shape (N,), int64
-            Which image of the table, and which position of the first level's grid, row-major.
+            Index of the image in the table, and of the position in the first level's grid, row-major.
 
         Returns
         -------
@@ -225,5 +225,5 @@ def _sources(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
 
 def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
     """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
-    identity = torch.eye(n_in, dtype=torch.float64, device="cpu")[None]  # one channel a unit vector
+    identity = torch.eye(n_in, dtype=torch.float64, device="cpu")[None]  # one unit vector per channel
     return F.interpolate(identity, n_out, mode="linear", align_corners=False)[0].T

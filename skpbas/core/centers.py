@@ -1,4 +1,4 @@
-"""Centre sets: what normal features are pulled toward (ABL; METHOD 2, Eq. 5, Algorithm 1; Table VI)."""
+"""Center sets, which normal features are pulled toward (ABL: Eq. 5, Algorithm 1 and Table VI of the paper)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KMEANS_PASSES = 10
 
 
 def nearest_center(features: Tensor, center: Tensor) -> Tensor:
-    """Return the index of the most similar centre of each feature (1-NN by cosine similarity).
+    """Return the index of the most similar center of each feature (1-NN by cosine similarity).
 
     Parameters
     ----------
@@ -24,20 +24,19 @@ def nearest_center(features: Tensor, center: Tensor) -> Tensor:
     -------
     Tensor of shape (N,), int64
     """
-    return (features @ F.normalize(center, dim=1).T).argmax(dim=1)  # a feature's own length changes no order
+    return (features @ F.normalize(center, dim=1).T).argmax(dim=1)  # the length of a feature does not change the order
 
 
 def distance_to_center(features: Tensor, center: Tensor) -> Tensor:
-    """Return ||u - c*|| of each feature (N, d), c* the most similar of the centres (P, d): (N,)."""
+    """Return ||u - c*|| for each feature (N, d), where c* is the most similar of the centers (P, d): (N,)."""
     return torch.linalg.vector_norm(features - center[nearest_center(features, center)], dim=1)
 
 
 def update_aligned(center: Tensor, queries: Tensor, momentum: float) -> Tensor:
-    """Pull each query's nearest centre toward it, as if one query came after the other (Algorithm 1).
+    """Pull the nearest center of each query toward it, one query after the other (Algorithm 1).
 
-    All nearest centres are found first, against ``center`` as it comes in. Then c_k <- (1-m) c_k + m q_j for
-    j = 0, 1, ... in order; n queries of one centre unroll to (1-m)^n c_k + sum_i m (1-m)^(n-i) q_i, which needs no
-    loop.
+    All nearest centers are found first, in the given ``center``. Then c_k <- (1-m) c_k + m q_j for j = 0, 1, ... in
+    order; n queries with the same center unroll to (1-m)^n c_k + sum_i m (1-m)^(n-i) q_i, which needs no loop.
 
     Parameters
     ----------
@@ -49,10 +48,10 @@ def update_aligned(center: Tensor, queries: Tensor, momentum: float) -> Tensor:
     Returns
     -------
     Tensor of shape (P, d)
-        New centres; those that no query names are unchanged.
+        New centers; those that are nearest to no query are unchanged.
     """
     nearest = nearest_center(queries, center)
-    order = torch.argsort(nearest, stable=True)  # by centre, in query order within it
+    order = torch.argsort(nearest, stable=True)  # by center, in query order within it
     count = torch.bincount(nearest, minlength=len(center))
     end = torch.cumsum(count, 0)
     still_to_come = end[nearest[order]] - 1 - torch.arange(len(queries), device=queries.device)
@@ -64,20 +63,20 @@ def update_aligned(center: Tensor, queries: Tensor, momentum: float) -> Tensor:
 def initial_center(
     batches: Callable[[], Iterable[Tensor]], method: str, momentum: float, generator: torch.Generator
 ) -> Tensor:
-    """Compute the centre set from the projected features of the training images.
+    """Compute the center set from the projected features of the training images.
 
     Parameters
     ----------
     batches : callable
-        Each call returns a pass over the training set, batches u of shape (B, P, d) in a shuffled order. "kmeans"
-        makes several passes, the others one.
+        Each call returns a pass over the training set: batches u of shape (B, P, d) in shuffled order. "kmeans" makes
+        several passes, the others one.
     method : {"alignment", "mean", "ema", "kmeans"}
-        "alignment" is the method's own; "mean": average over the set at each position; "ema": moving average at
-        each position; "kmeans": P cluster centres of all features.
+        "alignment": the paper's method; "mean": average over the set at each position; "ema": moving average at each
+        position; "kmeans": P cluster centers of all features.
     momentum : float
         m of "alignment" and "ema".
     generator : torch.Generator
-        On the CPU; draws the first centres of "kmeans".
+        On the CPU; draws the initial centers of "kmeans".
 
     Returns
     -------
@@ -106,7 +105,7 @@ def initial_center(
 
 
 def _kmeans(batches: Callable[[], Iterable[Tensor]], generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm with P clusters over passes of the features; memory for one batch and the sums."""
+    """Lloyd's algorithm with P clusters, in passes over the features; memory for one batch and the sums."""
     center = _spread_sample(batches(), generator)
     inertia = float("inf")
     for _ in range(_KMEANS_PASSES):
@@ -126,13 +125,13 @@ def _kmeans(batches: Callable[[], Iterable[Tensor]], generator: torch.Generator)
 
 
 def _spread_sample(batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-    """Draw one feature a position, each from an image of its own draw: P different features of the whole set."""
+    """Draw one feature per position, each from an image drawn for it: P different features of the whole set."""
     sample: Tensor | None = None
     seen = 0
     for u in batches:
         n_images, n_positions, _ = u.shape
         seen += n_images
-        # reservoir of one at every position: a batch takes it over with its share of the images seen so far
+        # reservoir sampling at every position: a batch replaces the sample with its share of the images seen so far
         pick = torch.randint(n_images, (n_positions,), generator=generator, device="cpu").to(u.device)
         drawn = u[pick, torch.arange(n_positions, device=u.device)]
         chance = torch.rand(n_positions, generator=generator, dtype=torch.float32, device="cpu")

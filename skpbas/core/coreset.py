@@ -1,7 +1,7 @@
-"""A few thousand training features that lie close to all others: the distance to the nearest of them (METHOD "BEYOND").
+"""A few thousand training features that are close to all others, and the distance to the nearest of them.
 
-Selected farthest point first, so that rare but normal patches are represented as well as common ones (a k-center
-coreset, as PatchCore uses it). Distances are taken in the directions that explain most of the features' variance.
+Selected farthest point first, so that rare normal patches are represented as well as common ones (a k-center coreset,
+as in PatchCore). Distances are computed in the directions that explain most of the variance of the features.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CANDIDATES = 1024  # points kept up to date between two passes over all
-_COLUMNS = 32  # chosen points whose distances to all others are in memory together
-_AT_ONCE = 1024  # points whose distances to all exemplars are in memory together
+_CANDIDATES = 1024  # points whose distances are kept up to date between two passes over all points
+_COLUMNS = 32  # chosen points whose distances to all others are in memory at a time
+_AT_ONCE = 1024  # points whose distances to all exemplars are in memory at a time
 
 
 def farthest_points(points: Tensor, k: int) -> Tensor:
-    """Choose points such that every point is near a chosen one: always the one farthest from those chosen so far.
+    """Choose points so that every point is close to a chosen one: always the one farthest from those chosen so far.
 
-    A distance only falls as points are chosen. So the farthest point is found among a thousand that were farthest
-    when all distances were last brought up to date, for as long as it is farther than all others were then.
+    Distances only decrease as points are chosen. So the farthest point is searched among the thousand that were
+    farthest at the last update of all distances, for as long as it is farther than all others were then.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, T
         q is the smaller of this and d.
     """
     mean = features.mean(0)
-    centred = features - mean
-    _, vectors = torch.linalg.eigh((centred.T @ centred).cpu().double())  # ascending; not every device has float64
+    centered = features - mean
+    _, vectors = torch.linalg.eigh((centered.T @ centered).cpu().double())  # ascending; not every device has float64
     return mean, vectors[:, -n_directions:].flip(1).T.to(features)
 
 

@@ -1,4 +1,4 @@
-"""Where the detector computes, and in what portions."""
+"""Where the detector computes, with what precision, and how many images at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def callers_modes_left(*, grad: bool) -> Iterator[None]:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that ``device`` stands for; "auto": cuda, mps or cpu, the first there is."""
+    """Return the device that ``device`` stands for; "auto": cuda, mps or cpu, the first available."""
     if device == "auto":
         return next(d for d in map(torch.device, ("cuda", "mps", "cpu")) if is_available(d))
     try:
@@ -41,7 +41,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device={device!r}: choose 'auto', 'cpu', 'cuda', 'cuda:0', ... or 'mps'") from error
     if not is_available(resolved):
-        raise ValueError(f"device={device!r} is not available on this machine; device='auto' takes what there is")
+        raise ValueError(f"device={device!r} is not available on this machine; device='auto' selects one that is")
     return resolved
 
 
@@ -55,12 +55,12 @@ def is_available(device: torch.device) -> bool:
 
 
 def inference_batch(device: torch.device) -> int:
-    """Images a forward pass: a CPU gains nothing from more than one, and one always gives the same score."""
+    """Return the images per forward pass: on a CPU one, which is as fast, and whose score depends on no other."""
     return 1 if device.type == "cpu" else _GPU_BATCH
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Say whether matrix products in bfloat16 are a matter of hardware there, and so faster than in float32."""
+    """Return whether the hardware has instructions for matrix products in bfloat16, which are then faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):

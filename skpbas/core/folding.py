@@ -1,9 +1,8 @@
-"""The same numbers from fewer operations (METHOD "FAST").
+"""The same numbers with fewer operations.
 
-Two things fold. A batch norm behind a convolution is an affine map of its output, and goes into its weights. And
-projector, the discriminator's first layer and its batch norm are one affine map of the patch features, which are
-themselves a sum of one part a level: each part goes through the map at its own level's resolution, since bilinear
-interpolation commutes with it.
+Projector, the first layer of the discriminator and its batch norm are one affine map of the patch features, which are
+themselves a sum of one part per level. Bilinear interpolation commutes with an affine map, so each part is mapped at
+the resolution of its own level.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from skpbas.core.networks import Discriminator, Projector
 
 
 class LevelAffine(nn.Module):
-    """An affine map of the patch features t, computed from the levels' parts of t without writing t out.
+    """An affine map of the patch features t, computed from the levels' parts of t without computing t.
 
     Parameters
     ----------
@@ -43,7 +42,7 @@ class LevelAffine(nn.Module):
             self.parts.append(part)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return (B, P, n) for what ``aggregator.pool`` gave: (B, n_l, H_l, W_l), shallow first."""
+        """Return (B, P, n) for the parts (B, n_l, H_l, W_l) of ``aggregator.pool``, shallow first."""
         total: Tensor | None = None
         for part, level in zip(self.parts, pooled, strict=True):
             of_level = part(level.contiguous(memory_format=torch.channels_last))  # (B, n, H_l, W_l)
@@ -58,10 +57,10 @@ class LevelAffine(nn.Module):
 
 
 def hidden_map(projector: Projector, discriminator: Discriminator) -> tuple[Tensor, Tensor]:
-    """Return the affine map from t to what the discriminator's activation takes.
+    """Return the affine map from t to the input of the discriminator's activation.
 
-    Projector, first layer and batch norm in evaluation mode are one: a weight (hidden, d) and a bias (hidden,), float64
-    and on the CPU.
+    Projector, first layer and batch norm in evaluation mode, combined: a weight (hidden, d) and a bias (hidden,),
+    float64 and on the CPU.
     """
     phi = copy.deepcopy(projector.linear).cpu().double()  # not every device has float64
     first = copy.deepcopy(discriminator.hidden).cpu().double()

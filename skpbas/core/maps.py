@@ -1,4 +1,4 @@
-"""Patch scores to anomaly maps (METHOD 6, Eq. 12)."""
+"""Patch scores to anomaly maps (Eq. 12 of the paper)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRUNCATE = 4.0  # radius of the Gaussian in standard deviations, as in scipy.nd
 def gaussian_matrix(n: int, sigma: float) -> Tensor:
     """Gaussian smoothing along one axis as an (n, n) matrix, float64.
 
-    The semantics of ``scipy.ndimage.gaussian_filter``: mode "reflect" (d c b a | a b c d | d c b a), truncate 4.
+    The same as ``scipy.ndimage.gaussian_filter`` with mode "reflect" (d c b a | a b c d | d c b a) and truncate 4.
     """
     if sigma == 0:
         return torch.eye(n, dtype=torch.float64, device="cpu")
@@ -22,23 +22,23 @@ def gaussian_matrix(n: int, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
     kernel /= kernel.sum()
     source = (torch.arange(n, device="cpu")[:, None] + offset) % (2 * n)
-    source = torch.minimum(source, 2 * n - 1 - source)  # reflected at the edges, as often as it takes
+    source = torch.minimum(source, 2 * n - 1 - source)  # reflected at the edges, repeatedly if needed
     return torch.zeros(n, n, dtype=torch.float64, device="cpu").scatter_add_(1, source, kernel.expand(n, -1))
 
 
 class MapRenderer(nn.Module):
     """Patch scores to anomaly maps: bilinear upsampling, then Gaussian smoothing (Eq. 12).
 
-    Both are linear and separable, so together they are one matrix along the rows and one along the columns.
+    Both are linear and separable, so together they are one matrix for the rows and one for the columns.
 
     Parameters
     ----------
     grid_shape : (int, int)
         Patch positions (H0, W0).
     map_shape : (int, int)
-        Height and width of the maps, in pixels.
+        Height and width of the anomaly maps, in pixels.
     sigma : float
-        Standard deviation of the smoothing, in pixels of the map; 0: none.
+        Standard deviation of the smoothing, in pixels of the anomaly map; 0: none.
 
     Examples
     --------
@@ -59,6 +59,6 @@ class MapRenderer(nn.Module):
             self.register_buffer(name, matrix.float(), persistent=False)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Map patch scores (B, P) to maps (B, H, W)."""
+        """Return the upsampled and smoothed maps (B, H, W) of patch scores (B, P)."""
         grid = scores.unflatten(1, self.grid_shape)
         return self.rows @ grid @ self.columns.T

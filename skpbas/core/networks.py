@@ -1,4 +1,4 @@
-"""The two trained networks: projector phi (METHOD 2) and discriminator D (METHOD 5)."""
+"""The two trained networks: projector phi and discriminator D (Eq. 8 and 9 of the paper)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ PROJECTOR_INITS = ("identity", "orthogonal", "xavier")
 
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool) -> nn.Linear:
-    """Make a Linear layer, weights Xavier-normal, drawn from ``generator`` and not from the global stream."""
+    """Make a Linear layer with Xavier-normal weights, drawn from ``generator`` instead of the global stream."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias, device="cpu", dtype=torch.float32)
     nn.init.xavier_normal_(layer.weight, generator=generator)
     if bias:
-        bound = n_in**-0.5  # torch's own rule for a Linear's bias
+        bound = n_in**-0.5  # torch's own rule for the bias of a Linear layer
         nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
     return layer
 
@@ -28,8 +28,8 @@ class Projector(nn.Module):
     generator : torch.Generator
         Source of the initial weights.
     init : {"identity", "orthogonal", "xavier"}, default="identity"
-        "identity": phi gives the features as they are; "orthogonal": a random rotation of them; "xavier": weights of
-        Xavier's normal law (the article's), which distort lengths and angles by another amount with every seed.
+        "identity": phi returns the features unchanged; "orthogonal": a random rotation; "xavier": Xavier-normal weights
+        (the paper's), which distort lengths and angles differently with every seed.
     """
 
     def __init__(self, feature_dim: int, generator: torch.Generator, init: str = "identity") -> None:
@@ -51,28 +51,28 @@ class Projector(nn.Module):
 class Discriminator(nn.Module):
     """D without its last sigmoid: the logit of a feature being anomalous.
 
-    With several heads each has hidden units of its own, and a logit that is trained for itself; D's is their mean.
+    Each head has hidden units of its own and a logit that is trained separately; the logit of D is their mean.
 
     Parameters
     ----------
     feature_dim : int
         Dimension d of the features.
     hidden_dim : int
-        Hidden width of a head.
+        Hidden width of each head.
     generator : torch.Generator
         Source of the initial weights.
     n_heads : int, default=1
-        Heads; 1: the article's D.
+        Number of heads; 1: the paper's D.
     """
 
     def __init__(self, feature_dim: int, hidden_dim: int, generator: torch.Generator, n_heads: int = 1) -> None:
         super().__init__()
         self.hidden = _linear(feature_dim, n_heads * hidden_dim, generator, bias=True)
-        # batch norm cancels this bias: its gradient is rounding noise, which Adam would turn into full steps
+        # batch norm cancels this bias: its gradient is rounding noise, which Adam would scale to full steps
         self.hidden.get_parameter("bias").requires_grad_(False)
         self.norm = nn.BatchNorm1d(n_heads * hidden_dim, device="cpu", dtype=torch.float32)
         self.activation = nn.LeakyReLU(0.2)
-        self.output = _linear(hidden_dim, n_heads, generator, bias=False)  # a row reads its own head's units alone
+        self.output = _linear(hidden_dim, n_heads, generator, bias=False)  # each row reads the units of its own head
 
     def head_logits(self, features: Tensor) -> Tensor:
         """Map (N, d) to the logits (N, n_heads) of the heads."""

@@ -1,4 +1,4 @@
-"""The terms of one optimisation step: ABL, AFS and RBO together (METHOD 3-5, Eq. 6-10)."""
+"""The terms of one optimization step: ABL, AFS and RBO together (Eq. 6-10 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from skpbas.core.synthesis import along_ray, gaussian
 
 @dataclass(frozen=True)
 class StepTerms:
-    """Everything that one step computes on the way to its loss; N features of dimension d.
+    """Everything that one step computes for its loss, for N features of dimension d.
 
     Attributes
     ----------
     projected : Tensor of shape (N, d)
         Normal features u.
     nearest : Tensor of shape (N,)
-        Index of the nearest centre of each.
+        Index of the nearest center of each.
     center_loss : Tensor of shape ()
         L_ABL, which is also the radius r (Eq. 6).
     anomalies : Tensor of shape (N, d) or None
         Synthetic features v.
     normal_logits, anomaly_logits : Tensor of shape (N, n_heads) or None
-        D's heads before their sigmoid.
+        Logits of the heads of D.
     normal_loss, anomaly_loss : Tensor of shape () or None
         L_n and L_a (Eq. 8, 9), summed over the heads.
     """
@@ -49,18 +49,18 @@ class StepTerms:
 
     @property
     def total(self) -> Tensor:
-        """L_ABL + L_n + L_a; the two weight penalties of Eq. 10 belong to the optimiser."""
+        """L_ABL + L_n + L_a; the optimizer adds the two weight penalties of Eq. 10."""
         return torch.stack(list(self.losses().values())).sum()
 
 
 class PBASObjective(nn.Module):
-    """Projector, discriminator and fixed centre set: patch features to the terms of a step.
+    """Projector, discriminator and fixed center set: patch features to the terms of a step.
 
     Parameters
     ----------
     projector : Projector
     discriminator : Discriminator or None
-        None where ``synthesis`` is.
+        None if ``synthesis`` is None.
     center : Tensor of shape (P, d)
         Fixed during training.
     synthesis : {"ray", "gaussian"} or None
@@ -70,10 +70,10 @@ class PBASObjective(nn.Module):
     noise_std : float
         Standard deviation of "gaussian".
     generator : torch.Generator
-        On the centre's device; draws the noise of "gaussian".
+        On the device of ``center``; draws the noise of "gaussian".
     precision : torch.dtype, default=torch.float32
-        Arithmetic of the discriminator, which is two thirds of a step: float32 or bfloat16. Projector, centres and
-        synthesis keep the features': u - c* cancels too much for a short mantissa.
+        Arithmetic of the discriminator, which is two thirds of a step: float32 or bfloat16. Projector, centers and
+        synthesis keep that of the features: u - c* cancels too many digits for bfloat16.
     """
 
     center: Tensor
@@ -102,7 +102,7 @@ class PBASObjective(nn.Module):
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """Names of the loss's terms, as in :meth:`StepTerms.losses`."""
+        """Names of the terms of the loss, as in :meth:`StepTerms.losses`."""
         return ("center",) if self.discriminator is None else ("center", "normal", "anomaly")
 
     @torch.no_grad()

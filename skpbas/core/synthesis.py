@@ -1,4 +1,4 @@
-"""Synthetic anomaly features (AFS; METHOD 4, Eq. 7; Table V)."""
+"""Synthetic anomaly features (AFS: Eq. 7 and Table V of the paper)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ SYNTHESES = ("ray", "gaussian")
 
 
 def along_ray(features: Tensor, nearest: Tensor, radius: Tensor, alpha: float) -> Tensor:
-    """Push each feature away from its centre along the ray between them (Eq. 7).
+    """Push each feature away from its center, along the ray from center to feature (Eq. 7).
 
     v = u + alpha * r * (u - c*) / ||u - c*||. The step is a constant for the gradient, so dv/du is the identity. A
-    feature that lies on its centre has no direction and stays where it is.
+    feature that equals its center has no direction and is not moved.
 
     Parameters
     ----------
     features : Tensor of shape (N, d)
         Normal features u.
     nearest : Tensor of shape (N, d)
-        Nearest centre c* of each.
+        Nearest center c* of each.
     radius : Tensor of shape ()
-        r, the mean distance of the batch to its centres.
+        r, the mean distance of the batch to its centers.
     alpha : float
         Anomaly degree: v lies alpha * r beyond u.
 
@@ -35,7 +35,7 @@ def along_ray(features: Tensor, nearest: Tensor, radius: Tensor, alpha: float) -
 
 
 def gaussian(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Add normal noise to each feature (SimpleNet's synthesis, offered for comparison).
+    """Add Gaussian noise to each feature (SimpleNet's synthesis, for comparison).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Scores in Parquet files that are complete or not there, and that know what they were made from."""
+"""Scores in Parquet files, written atomically, with metadata of their inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skpbas.errors import ResultsError, StorageError
 
 @dataclass
 class Part:
-    """One file's images on their way: what has come back, and how many are missing."""
+    """The images of one file during scoring: results so far, and the number still missing."""
 
     first: int
     uris: list[str]
@@ -31,7 +31,7 @@ class Part:
         self.missing = len(self.uris)
 
     def put(self, first: int, scores: NDArray[np.float64], errors: dict[int, str]) -> None:
-        """Take in what a batch gave, the first image of which is ``first``."""
+        """Add the results of a batch that starts with image ``first``."""
         start = first - self.first
         self.scores[start : start + len(scores)] = scores
         self.errors |= {start + i: text for i, text in errors.items()}
@@ -39,7 +39,7 @@ class Part:
 
 
 class ResultFolder:
-    """Parquet files, one for each run of consecutive images, each of which says what it was made from."""
+    """A folder of Parquet files, each with the results of consecutive images and metadata of their inputs."""
 
     def __init__(self, path: str | os.PathLike[str], detector: Any, images_per_file: int) -> None:
         try:
@@ -48,7 +48,7 @@ class ResultFolder:
         except ImportError as error:
             raise ImportError(f"output needs pyarrow ({error}): pip install skpbas[dask]") from error
         if "://" in str(path):
-            raise ValueError(f"output={str(path)!r}: a folder of this machine is expected, which may be a mounted one")
+            raise ValueError(f"output={str(path)!r}: expected a folder on this machine, which may be a mounted one")
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.path, self.images_per_file = Path(path), images_per_file
         self.offset = float(detector.offset_)
@@ -56,42 +56,42 @@ class ResultFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"output={str(path)!r} cannot be a folder: {error}") from error
+            raise StorageError(f"output={str(path)!r} cannot be created: {error}") from error
 
     def found(self, first: int, uris: list[str]) -> dict[str, Any] | None:
-        """Return what an earlier run's file says of itself; None if there is none.
+        """Return the metadata of the file of an earlier run, or None if there is none.
 
         Raises
         ------
         ResultsError
-            It was made from something else.
+            The file has different inputs.
         """
         path = self._file(first)
         if not path.exists():
             return None
-        other = "take another folder, or move its files away"
+        hint = "use another folder, or move its files"
         try:
-            told = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
+            found = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path} is not a result of score_images ({error}): {other}") from error
-        expected = self._about(uris)
+            raise ResultsError(f"{path} is not a result of score_images ({error}): {hint}") from error
+        expected = self._metadata(uris)
         for name, what in (
             ("detector", "another detector"),
             ("images_per_file", "another images_per_file"),
-            ("uris", "other uris, or the same in another order"),
+            ("uris", "other uris, or of the same uris in another order"),
         ):
-            if told[name] != expected[name]:
-                shown = f": {told[name]}, now {expected[name]}" if name != "uris" else ""
-                raise ResultsError(f"{path} holds the results of {what}{shown}; {other}")
-        return dict(told)
+            if found[name] != expected[name]:
+                shown = f": {found[name]}, now {expected[name]}" if name != "uris" else ""
+                raise ResultsError(f"{path} has results of {what}{shown}; {hint}")
+        return dict(found)
 
     def write(self, part: Part) -> dict[str, Any]:
-        """Write a complete part; return what its file says of itself."""
+        """Write a complete part and return the metadata of its file."""
         arrow, failed = self._arrow, np.isin(np.arange(len(part.uris)), list(part.errors))
         decisions = part.scores - self.offset
         labels = np.where(decisions < 0, -1, 1).astype(np.int8)
-        about = self._about(part.uris)
-        about |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
+        metadata = self._metadata(part.uris)
+        metadata |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
         errors = [_as_text(part.errors[i]) if i in part.errors else None for i in range(len(part.uris))]
         table = arrow.table(
             {
@@ -102,32 +102,32 @@ class ResultFolder:
                 "label": arrow.array(labels, mask=failed),
                 "error": arrow.array(errors, arrow.string()),
             }
-        ).replace_schema_metadata({"skpbas": json.dumps(about)})
+        ).replace_schema_metadata({"skpbas": json.dumps(metadata)})
         target = self._file(part.first)
-        unfinished = target.with_name(f".{target.name}.unfinished")  # a name that readers of folders pass over
+        partial = target.with_name(f".{target.name}.unfinished")  # readers of folders ignore hidden files
         try:
-            with unfinished.open("wb") as file:
+            with partial.open("wb") as file:
                 self._parquet.write_table(table, file)
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(target)
+            partial.replace(target)
         except OSError as error:
             raise StorageError(
-                f"{target} cannot be written ({error}): make room, then run again; complete files are kept"
+                f"{target} cannot be written ({error}): free some space and run again; complete files are kept"
             ) from error
         finally:
             with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-        return about
+                partial.unlink(missing_ok=True)
+        return metadata
 
     def _file(self, first: int) -> Path:
         return self.path / f"part-{first:012d}.parquet"
 
-    def _about(self, uris: list[str]) -> dict[str, Any]:
+    def _metadata(self, uris: list[str]) -> dict[str, Any]:
         digest = hashlib.sha256("\0".join(uris).encode("utf-8", "surrogatepass")).hexdigest()
         return {"detector": self._detector, "images_per_file": self.images_per_file, "uris": digest}
 
 
 def _as_text(name: str) -> str:
-    """Return a name that Parquet can hold: what is no Unicode in a file's name is written as an escape."""
+    """Escape the bytes of a file name that are not valid Unicode, which Parquet cannot store."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -54,14 +54,14 @@ def test_a_cropped_map_comes_back_in_its_place_and_is_nan_elsewhere():
 def test_a_map_cut_like_its_image_shows_the_same_place(shape):
     # a blob in the image, seen through the crop and brought back, must lie where it was
     image = torch.zeros(1, *shape)
-    centre = (shape[0] // 2 + 3, shape[1] // 2 - 4)
-    image[:, centre[0] - 3 : centre[0] + 4, centre[1] - 3 : centre[1] + 4] = 1
+    center = (shape[0] // 2 + 3, shape[1] // 2 - 4)
+    image[:, center[0] - 3 : center[0] + 4, center[1] - 3 : center[1] + 4] = 1
     geometry = Geometry.of(shape, (64, 64), "crop")
     back = geometry.to_input(geometry.view(image)[0]).nan_to_num()
     rows, columns = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
     found = ((back * rows).sum() / back.sum(), (back * columns).sum() / back.sum())
-    assert found[0].item() == pytest.approx(centre[0], abs=0.5)
-    assert found[1].item() == pytest.approx(centre[1], abs=0.5)
+    assert found[0].item() == pytest.approx(center[0], abs=0.5)
+    assert found[1].item() == pytest.approx(center[1], abs=0.5)
 
 
 def test_the_share_unseen_by_a_crop_is_known():

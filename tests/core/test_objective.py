@@ -1,4 +1,4 @@
-"""One optimisation step after the other against the reference's numbers."""
+"""One optimization step after the other against the reference's numbers."""
 
 from types import SimpleNamespace
 

@@ -56,7 +56,7 @@ def test_logits_equal_those_of_aggregation_projector_and_discriminator(**paramet
 
 @given(**CASES)
 @settings(deadline=None, max_examples=40)
-def test_distances_are_to_the_most_similar_centre(**parameters):
+def test_distances_are_to_the_most_similar_center(**parameters):
     aggregator, projector, _, pooled, features = case(**parameters)
     center = torch.randn(7, features.shape[2], generator=torch.Generator().manual_seed(1))
     scores = DistanceScorer(aggregator, projector, center, 1.0)(pooled)
@@ -74,8 +74,8 @@ def coreset_of(features, **sizes):
     return Coreset.of([(features.flatten(0, 1), numbers)], **sizes)
 
 
-def averaged_over_neighbours(grid):
-    """Return each position's mean with those of its eight neighbours that there are, of one (H, W) grid."""
+def averaged_over_neighbors(grid):
+    """Return each position's mean with those of its eight neighbors that there are, of one (H, W) grid."""
     height, width = grid.shape
     means = torch.empty_like(grid)
     for i in range(height):
@@ -84,7 +84,7 @@ def averaged_over_neighbours(grid):
     return means
 
 
-def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_doubles():
+def test_fused_scores_are_distances_that_the_discriminators_temperature_scaled_probability_up_to_doubles():
     aggregator, projector, discriminator, pooled, features = case((12, 16), (8, 6), 3, 24, 16, 0, n_images=6)
     coreset = coreset_of(features, n_exemplars=40, n_directions=10)
     scorer = FusedScorer(aggregator, projector, discriminator, coreset)
@@ -92,7 +92,7 @@ def test_fused_scores_are_distances_that_the_discriminators_softened_word_up_to_
     scorer.standardize([([part[rows] for part in pooled], rows) for rows in numbers.split(4)])
 
     logits = discriminator(projector(features).flatten(0, 1)).view(6, 8, 6)
-    averaged = torch.stack([averaged_over_neighbours(grid) for grid in logits]).flatten(1)
+    averaged = torch.stack([averaged_over_neighbors(grid) for grid in logits]).flatten(1)
     word = torch.sigmoid((averaged - averaged.mean()) / averaged.std() / 3)
     distance = torch.cdist(coreset.reduce(features), coreset.exemplars)  # (6, 48, 40)
     to_others = distance.masked_fill(coreset.image_index == numbers[:, None, None], torch.inf).amin(2)
@@ -138,7 +138,7 @@ def test_a_fused_map_shows_half_where_good_images_end_and_keeps_the_order():
     torch.testing.assert_close(scorer.maps(limit, MapRenderer((8, 8), (8, 8), 0.0)), torch.full((1, 8, 8), 0.5))
 
 
-def test_images_of_one_colour_have_finite_fused_scores():
+def test_images_of_one_color_have_finite_fused_scores():
     aggregator, projector, discriminator, _, _ = case((4,), (4, 4), 1, 4, 8, 0)
     pooled = [torch.ones(3, 4, 4, 4)]
     scorer = FusedScorer(aggregator, projector, discriminator, coreset_of(torch.ones(3, 16, 4), n_exemplars=12))

@@ -11,8 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fold_batch_norms(network: nn.Module) -> nn.Module:
     """Fold the batch norms of a network in evaluation mode, in place, wherever one follows a convolution.
 
-    "Follows" goes by the order of children in their parent, as torchvision's ResNets have them; nothing else may read
-    the convolution's output.
+    What follows is determined by the order of children in their parent, as in torchvision's ResNets; nothing else may
+    read the output of the convolution.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        The same network; where a batch norm was, there is an ``Identity``.
+        The same network, with an ``Identity`` in place of each batch norm.
     """
     for parent in list(network.modules()):
         for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):

@@ -1,8 +1,8 @@
-"""The small pretrained network that is shipped in the package: ``backbone="embedded"``.
+"""The small pretrained network that is shipped with the package: ``backbone="embedded"``.
 
-Depthwise-separable residual blocks with the levels, strides and channels of a ResNet18: its maps were trained to be
-those of a ResNet18, at about a sixth of the arithmetic. In training every convolution has a batch norm; what is
-shipped has them folded into its convolutions.
+Depthwise-separable residual blocks with the levels, strides and channels of a ResNet18, trained to reproduce the
+feature maps of one with about a sixth of the operations. In training every convolution has a batch norm; in the shipped
+form they are folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LEVELS = ("layer1", "layer2", "layer3")
 WEIGHTS_FILE = "embedded.safetensors"
 
 WIDTHS = (48, 128, 256)
-"""Channels of the levels; those of layer2 and layer3 are ResNet18's."""
+"""Channels of the levels; those of layer2 and layer3 are the same as in ResNet18."""
 
 DEPTHS = (2, 3, 4)
 """Residual blocks of the levels."""
 
-_BATCH_NORM_MOMENTUM = 0.02  # statistics over the last 50 batches or so
-_FIRST_GAIN = 0.2  # of what a block adds, so that maps do not grow from block to block before training
+_BATCH_NORM_MOMENTUM = 0.02  # statistics over about the last 50 batches
+_FIRST_GAIN = 0.2  # of what a block adds, so that values do not grow from block to block before training
 
 
 def _conv(
@@ -41,7 +41,7 @@ def _conv(
     gain: float = 1.0,
     batch_norm: bool,
 ) -> nn.Sequential:
-    """Return a convolution that keeps the size (but for its stride), with its batch norm or its bias."""
+    """Return a convolution that keeps the size (except for its stride), with a batch norm or a bias."""
     groups = inputs if depthwise else 1
     conv = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=not batch_norm)
     if not batch_norm:
@@ -52,7 +52,7 @@ def _conv(
 
 
 class Block(nn.Module):
-    """5x5 in each channel, then 1x1 across channels, added to what came in.
+    """5x5 in each channel, then 1x1 across channels, added to the input.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ class Block(nn.Module):
         self.across = _conv(channels, channels, 1, gain=_FIRST_GAIN, batch_norm=batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape, (B, C, H, W), not negative."""
+        """Return a feature map of the same shape, (B, C, H, W), not negative."""
         y: Tensor = self.across(self.spatial(x).relu_())
         return y.add_(x).relu_()
 
 
 class Halving(nn.Module):
-    """Half the height and width, and more channels: 5x5 in each channel, then 1x1 across them.
+    """Half the height and width and more channels: 5x5 in each channel, then 1x1 across them.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class EmbeddedBackbone(LevelNetwork):
     layers : sequence of str, default=("layer2", "layer3")
         Levels to return, out of ``layer1``, ``layer2`` and ``layer3``: strides 4, 8 and 16; 48, 128 and 256 channels.
     batch_norm : bool, default=False
-        The form for training, with a batch norm behind every convolution.
+        The form for training, with a batch norm after every convolution.
 
     Raises
     ------
@@ -134,12 +134,12 @@ class EmbeddedBackbone(LevelNetwork):
 
 
 def shipped_form(network: EmbeddedBackbone) -> EmbeddedBackbone:
-    """Return the form that is shipped: every batch norm's running statistics go into the convolution before it.
+    """Return the shipped form: the running statistics of every batch norm are folded into its convolution.
 
     Parameters
     ----------
     network : EmbeddedBackbone
-        With ``batch_norm=True``; it stays as it is.
+        With ``batch_norm=True``; it is not changed.
     """
     folded = without_weights(lambda: EmbeddedBackbone(network.layers))
     folded.load_state_dict(fold_batch_norms(copy.deepcopy(network).eval()).state_dict(), assign=True)

@@ -19,17 +19,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FeatureExtractor(nn.Module):
-    """Images to patch features: frozen backbone, then aggregation (METHOD 1).
+    """Images to patch features: frozen backbone, then aggregation (Eq. 1-4).
 
     Parameters
     ----------
     backbone : nn.Module
-        Gives one map a level for normalised images, as :func:`build_backbone` makes it. It is taken over, not copied;
-        the batch norms of a :class:`TruncatedResNet` go into its convolutions, which changes maps by rounding only.
+        Returns one feature map per level for normalized images, as made by :func:`build_backbone`. It is used as it is,
+        not copied; the batch norms of a :class:`TruncatedResNet` are folded into its convolutions, which changes
+        feature maps by rounding only.
     image_size : (int, int)
-        Height and width of the images it will see, in pixels.
+        Height and width of the input images, in pixels.
     patch_size : int
-        Odd side p of the neighbourhood.
+        Odd side p of the neighborhood.
     feature_dim : int or "auto"
         Dimension d of a patch feature; "auto": the sum of the levels' channels.
     precision : torch.dtype, default=torch.float32
@@ -38,11 +39,11 @@ class FeatureExtractor(nn.Module):
     Attributes
     ----------
     level_shapes : list of (int, int, int)
-        Channels, height and width of every level's map.
+        Channels, height and width of the feature map of every level.
     grid_shape : (int, int)
         Patch positions (H0, W0), those of the first level.
     stride : int
-        Input pixels a position of the coarsest level, rounded up.
+        Input pixels per position of the coarsest level, rounded up.
     feature_dim : int
         Dimension d of a patch feature.
     """
@@ -86,15 +87,17 @@ class FeatureExtractor(nn.Module):
         for level in maps:
             if not isinstance(level, Tensor) or level.ndim != 4:
                 shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
-                raise ValueError(f"layers: every level must give a (B, C, H, W) tensor, got {shape}")
+                raise ValueError(f"layers: every level must return a (B, C, H, W) tensor, got {shape}")
         shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
         if any(a[1] < b[1] or a[2] < b[2] for a, b in pairwise(shapes)):
-            raise ValueError(f"layers must be given shallow first, but their maps are {[s[1:] for s in shapes]}")
+            raise ValueError(
+                f"layers must be listed shallow first, but their feature maps are {[s[1:] for s in shapes]}"
+            )
         return shapes
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the backbone."""
         return self.mean.device
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class FeatureExtractor(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stay in evaluation mode: the extractor is frozen."""
+        """Do nothing: the extractor is frozen and stays in evaluation mode."""
         super().train(False)
         return self
 

@@ -24,7 +24,9 @@ def build_backbone(
     *,
     progress: bool = False,
 ) -> nn.Module:
-    """Make the truncated network with its weights; torch's global random stream is neither read nor changed.
+    """Make the backbone, up to the deepest level in use, with its weights.
+
+    torch's global random stream is neither read nor changed.
 
     Parameters
     ----------
@@ -42,14 +44,14 @@ def build_backbone(
     Returns
     -------
     nn.Module
-        Gives one map a level for normalised (B, 3, H, W) images.
+        Returns one feature map per level for normalized (B, 3, H, W) images.
 
     Raises
     ------
     WeightsError
         A file that does not fit the backbone.
     WeightsUnavailableError
-        "imagenet", but neither cache nor connection has the file.
+        "imagenet", but neither cache nor connection provides the file.
     """
     if isinstance(backbone, nn.Module):
         return HookedModule(backbone, layers)

@@ -19,7 +19,8 @@ class LevelNetwork(nn.Module):
     Parameters
     ----------
     layers : sequence of str
-        Names of the children whose maps are asked for; a subclass adds the children, none behind the last of these.
+        Names of the children whose feature maps are returned; a subclass adds the children, none after the last of
+        these.
     """
 
     def __init__(self, layers: Sequence[str]) -> None:
@@ -27,12 +28,12 @@ class LevelNetwork(nn.Module):
         self.layers = tuple(layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each.
+        """Return the feature map of every level in use, (B, C_l, H_l, W_l) each.
 
         Parameters
         ----------
         images : Tensor of shape (B, 3, H, W)
-            Normalised by ImageNet's mean and deviation.
+            Normalized by the mean and standard deviation of ImageNet.
         """
         maps = {}
         x = images
@@ -48,7 +49,7 @@ class TruncatedResNet(LevelNetwork):
     Parameters
     ----------
     resnet : nn.Module
-        A torchvision ``ResNet``; its modules are taken over, not copied.
+        A torchvision ``ResNet``; its modules are used as they are, not copied.
     layers : sequence of str
         Levels to return, out of ``layer1`` .. ``layer4``.
     """
@@ -64,11 +65,11 @@ class TruncatedResNet(LevelNetwork):
 
 
 class _DeepestLevelReached(Exception):
-    """Ends a forward pass behind the last level in use."""
+    """Ends a forward pass after the last level in use."""
 
 
 class _Collected(threading.local):
-    """The feature maps of the pass that a thread is making; other threads see none of them, and no copy has any."""
+    """The feature maps of the pass that runs in this thread; other threads and copies have their own."""
 
     maps: dict[str, Tensor] | None = None
 
@@ -77,7 +78,7 @@ class _Collected(threading.local):
 
 
 class _Keep:
-    """A forward hook that keeps a level's feature map, and ends the pass when there is one of every level.
+    """A forward hook that keeps the feature map of a level, and ends the pass once every level has one.
 
     Parameters
     ----------
@@ -104,15 +105,15 @@ class _Keep:
 class HookedModule(nn.Module):
     """Any module with named layers, run up to the last of them.
 
-    The module is copied, so that later changes to the caller's one do not reach the detector, and computes in float32.
-    Any number of threads may call it at a time.
+    The module is copied, so that later changes of the caller's module do not affect the detector, and computes in
+    float32. Any number of threads may call it at the same time.
 
     Parameters
     ----------
     module : nn.Module
-        Takes (B, 3, H, W) images normalised by ImageNet's mean and deviation.
+        Takes (B, 3, H, W) images normalized by the mean and standard deviation of ImageNet.
     layers : sequence of str
-        Names of submodules as in ``module.named_modules()``; each gives a (B, C, H, W) tensor.
+        Names of submodules as in ``module.named_modules()``; each returns a (B, C, H, W) tensor.
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
@@ -132,7 +133,7 @@ class HookedModule(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
+        """Return the feature map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
         maps: dict[str, Tensor] = {}
         self._collected.maps = maps
         try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Container, Mapping
 from pathlib import Path
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor, nn
 
 from skpbas.errors import WeightsError, WeightsUnavailableError
 
-_NOT_LEARNT = "num_batches_tracked"  # batch norm's counter: of no use in evaluation mode
+_NOT_LEARNT = "num_batches_tracked"  # counter of batch norm, not used in evaluation mode
 
 
 def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Tensor]:
@@ -33,21 +34,25 @@ def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Te
 
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True, map_location="cpu")
+        state: Mapping[str, Tensor] = weights.get_state_dict(
+            progress=progress, check_hash=True, weights_only=True, map_location="cpu"
+        )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection, and is kept as the cause
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         file_name = weights.url.rsplit("/", 1)[-1]
         raise WeightsUnavailableError(
             f"the ImageNet weights of {name!r} could not be loaded ({type(error).__name__}: {error}). "
-            f"torchvision wanted {weights.url} and keeps it as {cache / file_name}. On a machine without a "
-            f"connection: copy that file into {cache}, or give weights='path/to/{file_name}', or use "
+            f"torchvision downloads {weights.url} and keeps it as {cache / file_name}. On a machine without a "
+            f"connection, copy that file into {cache}, or set weights='path/to/{file_name}', or use "
             'backbone="embedded", which needs no download'
         ) from error
     return state
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
-    """Read a state dict from a file written by ``torch.save``; no code in the file is run.
+    """Read a state dict from a file written by ``torch.save``; no code in the file is executed.
 
     Parameters
     ----------
@@ -56,11 +61,13 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
     Raises
     ------
     WeightsError
-        No such file, or not a state dict.
+        The file does not exist or does not hold a state dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"weights={str(path)!r}: no such file; give 'imagenet', the path of a state dict, or None")
+        raise WeightsError(
+            f"weights={str(path)!r}: no such file; expected 'imagenet', the path of a state dict, or None"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -79,12 +86,12 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy the tensors that a network needs out of a state dict, which may hold those of layers not in use.
+    """Copy the tensors that a network needs from a state dict, which may hold those of other layers too.
 
     Parameters
     ----------
     network : nn.Module
-        Written in place.
+        Changed in place.
     state : mapping of str to Tensor
         Names as in ``network.state_dict()``; a leading ``module.`` is ignored.
     source : str
@@ -93,8 +100,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     Raises
     ------
     WeightsError
-        A tensor is missing, has another shape or holds NaN or infinity, or a layer in use has more tensors in the state
-        dict than in the network, which then are another network's; the error names them.
+        A tensor is missing, has a different shape or holds NaN or infinity, or a layer in use has more tensors in the
+        state dict than in the network, which then belong to another network; the error names them.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     needed = {k: v for k, v in network.state_dict().items() if not k.endswith(_NOT_LEARNT)}

@@ -61,10 +61,10 @@ def test_a_named_backbone_equals_torchvisions_own_pass(resnet18, tmp_path):
     path = saved(resnet18.state_dict(), tmp_path / "w.pth")
     extractor = FeatureExtractor(build_backbone("resnet18", path, LEVELS, seeded()), image_size=(64, 64))
     images = torch.rand(2, 3, 64, 64)
-    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.no_grad():
         r = resnet18
-        level2 = r.layer2(r.layer1(r.maxpool(r.relu(r.bn1(r.conv1(normalise(images)))))))
+        level2 = r.layer2(r.layer1(r.maxpool(r.relu(r.bn1(r.conv1(normalize(images)))))))
         level3 = r.layer3(level2)
     maps = extractor.feature_maps(images)
     for level, expected in zip(maps, (level2, level3), strict=True):
