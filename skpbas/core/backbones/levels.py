@@ -137,8 +137,9 @@ class HookedModule(nn.Module):
         maps: dict[str, Tensor] = {}
         self._collected.maps = maps
         try:
-            with contextlib.suppress(_DeepestLevelReached):
-                self.module(images)
+            self.module(images)
+        except _DeepestLevelReached:
+            pass
         finally:
             self._collected.maps = None
         missing = [name for name in self.layers if name not in maps]
