@@ -20,8 +20,9 @@ from sklearn.utils.validation import check_is_fitted
 from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
 from skpbas._features.streaming import Result
 from skpbas._inputs.images import check_images
-from skpbas._inputs.parameters import draw_seed
+from skpbas._inputs.parameters import WholeNumber, draw_seed
 from skpbas._inputs.targets import normal_rows
+from skpbas._training.snapshots import SnapshotMixin
 from skpbas.errors import CalibrationError
 
 __all__ = ["ConformalThreshold"]
@@ -37,7 +38,7 @@ def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
     return check
 
 
-class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class ConformalThreshold(SnapshotMixin, MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Flag at most a given fraction of unseen normal images, for any detector and any distribution of its scores.
 
     Split conformal prediction [1]_: some normal images are held out of training. Their n scores s_1 <= ... <= s_n set
@@ -120,7 +121,7 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         "detector": [HasMethods(["fit", "score_samples"])],
         "max_false_alarm_rate": [Interval(Real, 0, 1, closed="neither")],
         "calibration_size": [
-            Interval(Integral, 1, None, closed="left"),
+            WholeNumber(1),
             Interval(RealNotInt, 0, 1, closed="neither"),
         ],
         "random_state": ["random_state"],
@@ -186,16 +187,16 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
                 f"{type(detector).__name__}.score_samples returned NaN or infinity for {n_bad} of {n_calibration} "
                 "held-out samples"
             )
-        self.detector_ = detector
-        self.calibration_scores_ = scores
-        self.offset_ = float(scores[rank - 1])
-        self.false_alarm_rate_ = rank / (n_calibration + 1)
+        fitted = self._draft()
+        fitted.detector_ = detector
+        fitted.calibration_scores_ = scores
+        fitted.offset_ = float(scores[rank - 1])
+        fitted.false_alarm_rate_ = rank / (n_calibration + 1)
         for name in ("n_features_in_", "feature_names_in_"):
+            vars(fitted).pop(name, None)  # of an earlier fit
             if hasattr(detector, name):
-                setattr(self, name, getattr(detector, name))
-            else:
-                self.__dict__.pop(name, None)  # from an earlier fit
-        return self
+                setattr(fitted, name, getattr(detector, name))
+        return self._adopt(fitted)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Return the detector's scores; higher is more normal.
@@ -222,7 +223,8 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         -------
         ndarray of shape (n,), float64
         """
-        return self.score_samples(X) - self.offset_
+        now = self._snapshot()
+        return now.score_samples(X) - now.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Predict labels: +1 for normal images, -1 for anomalous ones.
@@ -253,7 +255,8 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
         -------
         ndarray of shape (n,), float64 in [1 / (n_calibration + 1), 1]
         """
-        return _p_values(self.score_samples(X), self.calibration_scores_)
+        now = self._snapshot()
+        return _p_values(now.score_samples(X), now.calibration_scores_)
 
     @available_if(_detector_has("anomaly_map"))  # type: ignore[untyped-decorator]
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
@@ -320,8 +323,9 @@ class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # ty
             Its ``label`` and ``p_value`` are those of :meth:`predict` and :meth:`p_values`.
         """
         check_is_fitted(self)
-        stream = self.detector_.score_stream(images, on_error=on_error, maps=maps)
-        offset, calibration_scores = self.offset_, self.calibration_scores_
+        now = self._snapshot()
+        stream = now.detector_.score_stream(images, on_error=on_error, maps=maps)
+        offset, calibration_scores = now.offset_, now.calibration_scores_
 
         def judged(result: Result) -> Result:
             if result.score is None:

@@ -31,14 +31,17 @@ from skpbas._training.deferred import DeferrableAttribute, Deferred
 from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.pickling import PicklingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
+from skpbas._training.snapshots import SnapshotMixin
 from skpbas.core.backbones import FeatureExtractor, build_backbone
-from skpbas.core.devices import resolve_device
+from skpbas.core.devices import callers_modes_left, resolve_device
 from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
 
 
-class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class PBASDetector(  # type: ignore[misc]
+    CallbackSupportMixin, PicklingMixin, StreamingMixin, SnapshotMixin, OutlierMixin, BaseEstimator
+):
     """Find defective images, and where they are defective, after learning from normal images only.
 
     PBAS, Progressive Boundary guided Anomaly Synthesis [1]_: a frozen ImageNet network computes a feature of every
@@ -210,6 +213,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
     device_: torch.device
     n_samples_fit_: int
     map_shape_: tuple[int, int]
+    _reading: tuple[str, str]  # resize and precision, as they were in fit
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
@@ -323,21 +327,23 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
                 if y is None
                 else f"fit needs at least 2 normal images; y marks {len(rows)} of {len(items)} as normal"
             )
-        return self._fit(items, rows, X, y)
+        with callers_modes_left(grad=True):
+            return self._fit(items, rows, X, y)
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _fit(self, items: Any, rows: NDArray[np.intp], X: Any, y: Any) -> Self:
         device = resolve_device(self.device)
-        generator = torch.Generator().manual_seed(draw_seed(self.random_state))
+        generator = torch.Generator("cpu").manual_seed(draw_seed(self.random_state))
         settings = self._training_settings()
         tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             extractor = self._make_extractor(generator).to(device)
-            level_maps = self._level_maps(items, extractor)
+            level_maps = self._level_maps(items, extractor, (self.resize, self.precision))
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         memory = None if level_maps.cache is None else level_maps.cache.memory
-        features = TrainingFeatures(store, torch.arange(len(rows)), extractor.aggregator, device, generator, memory)
+        every = torch.arange(len(rows), device="cpu")
+        features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
@@ -356,19 +362,20 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
     def _set_fitted(
         self, of: Completion, model: PBASModel | Deferred[PBASModel], offset: float | Deferred[float]
     ) -> Self:
-        head = of.head
-        self.feature_extractor_ = of.extractor
-        self.map_shape_ = of.extractor.image_size
-        self.center_ = head.center
-        self.projector_ = head.projector
-        self.discriminator_ = head.discriminator
-        self.loss_curve_ = head.loss_curve
-        self.n_iter_ = head.n_epochs
-        self.n_samples_fit_ = len(of.features)
-        self.device_ = of.features.device
-        self.model_ = model
-        self.offset_ = offset
-        return self
+        head, fitted = of.head, self._draft()
+        fitted.feature_extractor_ = of.extractor
+        fitted.map_shape_ = of.extractor.image_size
+        fitted.center_ = head.center
+        fitted.projector_ = head.projector
+        fitted.discriminator_ = head.discriminator
+        fitted.loss_curve_ = head.loss_curve
+        fitted.n_iter_ = head.n_epochs
+        fitted.n_samples_fit_ = len(of.features)
+        fitted.device_ = of.features.device
+        fitted.model_ = model
+        fitted.offset_ = offset
+        fitted._reading = (self.resize, self.precision)
+        return self._adopt(fitted)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
@@ -386,7 +393,8 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
         ndarray of shape (n,), float64
         """
         check_is_fitted(self)
-        return image_scores(self.model_, self._iter_patch_scores(X))
+        now = self._snapshot()
+        return image_scores(now.model_, now._iter_patch_scores(X))
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -399,7 +407,8 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
         -------
         ndarray of shape (n,), float64
         """
-        return self.score_samples(X) - self.offset_
+        now = self._snapshot()
+        return now.score_samples(X) - now.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Predict labels: +1 for normal images, -1 for anomalous ones.
@@ -439,15 +448,17 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
 
     def _iter_patch_scores(self, X: Any) -> Iterator[ScoredBatch]:
         items = check_images(X)  # at the call, not at the first result
-        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor))
+        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor, self._reading))
 
-    def _level_maps(self, items: Any, extractor: FeatureExtractor, name: str = "X") -> LevelMaps:
+    def _level_maps(
+        self, items: Any, extractor: FeatureExtractor, reading: tuple[str, str], name: str = "X"
+    ) -> LevelMaps:
+        resize, precision = reading
         images = ImageSequence(
-            items, image_size=extractor.image_size, resize=self.resize, smallest=extractor.stride, name=name
+            items, image_size=extractor.image_size, resize=resize, smallest=extractor.stride, name=name
         )
-        cache = None
-        if self.memory is not None:
-            cache = MapCache(self.memory, extractor, self.resize, STORED_DTYPES[self.precision])
+        memory = self.memory  # read once: another thread may set it
+        cache = None if memory is None else MapCache(memory, extractor, resize, STORED_DTYPES[precision])
         return LevelMaps(images, extractor, n_threads(self.n_jobs), cache)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
@@ -461,7 +472,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, StreamingMixin, OutlierM
         )
 
     def _training_settings(self) -> TrainingSettings:
-        return TrainingSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingSettings)})
+        return TrainingSettings.of(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -87,10 +87,27 @@ class LevelMaps:
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
             for maps, geometries in self.batches(rows):
+                self._check_finite(maps, rows[done : done + len(geometries)])
                 store.put(done, aggregator.pool(maps))
                 done += len(geometries)
                 bar.update(len(geometries))
         return store
+
+    def _check_finite(self, maps: Sequence[Tensor], rows: Sequence[int]) -> None:
+        """Check the feature maps (B, C_l, H_l, W_l) of the images at ``rows``, whose weights are known to be finite."""
+        for level in maps:
+            if level.sum().isfinite():  # one number to look at, unless something is wrong
+                continue
+            bad = (~level.isfinite()).flatten(1).any(1).tolist()
+            for row in (row for row, is_bad in zip(rows, bad, strict=True) if is_bad):
+                raise InvalidImageError(
+                    f"{self._name(row)}: the backbone's feature maps contain NaN or infinity. Its weights are finite, "
+                    "so the image or the backbone is at fault, not a learning rate: leave this image out, or use "
+                    "another backbone"
+                )
+
+    def _name(self, index: int) -> str:
+        return item_name(self.images.items[index], index, self.images.name)
 
     def _tried(self, index: int) -> _Image | InvalidImageError:
         return self._named((index, self.images.items[index]))[1]
@@ -138,7 +155,7 @@ class LevelMaps:
 def stack_views(views: Sequence[Tensor]) -> Tensor:
     """Stack views into (B, 3, H, W); if 8-bit and 16-bit images are mixed, all become floats in [0, 1]."""
     if len({view.dtype for view in views}) > 1:
-        views = [view / 255 if view.dtype == torch.uint8 else view for view in views]
+        views = [view.float() / 255 if view.dtype == torch.uint8 else view for view in views]
     return torch.stack(list(views))
 
 

@@ -64,7 +64,7 @@ class TrainingFeatures(Dataset[Tensor]):
             if n_patches is None or n_patches >= len(rows) * self.n_positions:
                 yield self._patches(rows).flatten(0, 1)
             else:
-                drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
+                drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator, device="cpu")[:n_patches]
                 yield self._gather(rows, drawn)
 
     def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
@@ -75,7 +75,7 @@ class TrainingFeatures(Dataset[Tensor]):
         follow multiples of irrational numbers, so that no column of the grid is favored.
         """
         n_total = len(self) * self.n_positions
-        number = torch.arange(min(n_patches, n_total) + 1)
+        number = torch.arange(min(n_patches, n_total) + 1, device="cpu")
         edges = number * n_total // number[-1]
         offsets, ranks = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
         indices = edges[:-1] + (offsets * edges.diff()).long()
@@ -84,7 +84,7 @@ class TrainingFeatures(Dataset[Tensor]):
 
     def halves(self) -> list[TrainingFeatures]:
         """Return two random halves of the images."""
-        order = self.rows[torch.randperm(len(self), generator=self.generator)]
+        order = self.rows[torch.randperm(len(self), generator=self.generator, device="cpu")]
         return [self._view(rows, self.generator) for rows in order.chunk(2)]
 
     def as_of_now(self) -> TrainingFeatures:
@@ -95,7 +95,7 @@ class TrainingFeatures(Dataset[Tensor]):
         return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory)
 
     def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
-        yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
+        yield from self.rows[torch.randperm(len(self), generator=self.generator, device="cpu")].split(batch_size)
 
     def _gather(self, rows: Tensor, drawn: Tensor) -> Tensor:
         """Return the patch features (N, d) at indices ``drawn`` into all patches of the images at ``rows``."""

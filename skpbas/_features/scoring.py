@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from skpbas._features.extraction import LevelMaps
 from skpbas._inputs.images import Geometry
+from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 from skpbas.errors import InvalidImageError
 
+T = TypeVar("T")
 ScoredBatch = tuple[Tensor, list[Geometry]]
 """Patch scores (B, P) and the geometry of each image."""
 
@@ -42,13 +45,31 @@ def raised(stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]]) -> Ite
 
 def image_scores(model: PBASModel, scored: Iterator[ScoredBatch]) -> NDArray[np.float64]:
     """Return the ``score_samples`` of scored batches: (n,), higher for more normal images."""
-    return -np.concatenate([model.image_scores(scores).cpu().double().numpy() for scores, _ in scored])
+    with callers_modes_left(grad=False):
+        return -np.concatenate([model.image_scores(scores).cpu().double().numpy() for scores, _ in scored])
 
 
 def iter_results(
     model: PBASModel, scored: Iterator[ScoredBatch], *, to_input: bool
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
     """Yield ``score_samples`` and the anomaly map of each image, at the image's own size if ``to_input``."""
+    return apart_from_caller(_iter_results(model, scored, to_input))
+
+
+def apart_from_caller(results: Iterator[T]) -> Iterator[T]:
+    """Advance an iterator in none of the caller's modes of torch, which apply again while the caller has a result."""
+    while True:
+        with callers_modes_left(grad=False):
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+        yield result
+
+
+def _iter_results(
+    model: PBASModel, scored: Iterator[ScoredBatch], to_input: bool
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
     for scores, geometries in scored:
         anomaly_maps = model.anomaly_maps(scores).cpu()
         sample_scores = (-model.image_scores(scores).cpu().double()).tolist()

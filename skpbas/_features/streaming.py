@@ -11,10 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skpbas._features.extraction import LevelMaps
-from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores, iter_results, iter_stream, raised
+from skpbas._features.scoring import (
+    ScoredBatch,
+    apart_from_caller,
+    image_scores,
+    iter_patch_scores,
+    iter_results,
+    iter_stream,
+    raised,
+)
 from skpbas._inputs.images import check_stream
-from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.model import PBASModel
 from skpbas.errors import InvalidImageError
 
@@ -91,8 +97,9 @@ class StreamingMixin:
         if size not in ("model", "input"):
             raise ValueError(f"size={size!r}: choose 'model' or 'input'")
         check_is_fitted(self)
-        items, model = check_stream(X), self.model_
-        level_maps = self._level_maps(items, model.extractor)
+        now = self._snapshot()
+        items, model = check_stream(X), now.model_
+        level_maps = now._level_maps(items, model.extractor, now._reading)
         if hasattr(items, "__getitem__"):
             scored = iter_patch_scores(model, level_maps, name_all=False)
         else:
@@ -139,11 +146,12 @@ class StreamingMixin:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
         check_is_fitted(self)
-        items, model, offset = check_stream(images, "images", each=False), self.model_, self.offset_
-        stream = iter_stream(model, self._level_maps(items, model.extractor, "images"))
-        return _results(model, offset, stream, skip=on_error == "skip", maps=maps)
+        now = self._snapshot()
+        items, model = check_stream(images, "images", each=False), now.model_
+        stream = iter_stream(model, now._level_maps(items, model.extractor, now._reading, "images"))
+        return apart_from_caller(_results(model, now.offset_, stream, skip=on_error == "skip", maps=maps))
 
-    def _level_maps(self, items: Any, extractor: FeatureExtractor, name: str = "X") -> LevelMaps:
+    def _snapshot(self) -> Any:
         raise NotImplementedError
 
 

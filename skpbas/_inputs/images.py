@@ -103,7 +103,8 @@ class Geometry:
         for axis in (0, 1):
             n_in, n_resized, n_view = self.input_shape[axis], self.resized_shape[axis], self.view_shape[axis]
             # pixel centers of the image in view coordinates
-            position = (torch.arange(n_in, dtype=torch.float64) + 0.5) * (n_resized / n_in) - 0.5 - self.offset[axis]
+            pixel = torch.arange(n_in, dtype=torch.float64, device="cpu")
+            position = (pixel + 0.5) * (n_resized / n_in) - 0.5 - self.offset[axis]
             outside = (position < -0.5) | (position > n_view - 0.5)
             position = position.clamp(0, n_view - 1)
             below = position.floor().long().clamp(max=max(n_view - 2, 0))

@@ -18,15 +18,26 @@ from skpbas.core.centers import CENTER_INITS
 from skpbas.core.networks import PROJECTOR_INITS
 from skpbas.core.synthesis import SYNTHESES
 
+
+class WholeNumber(Interval):  # type: ignore[misc]
+    """Integers of Python and of numpy from a smallest one on, but no bool."""
+
+    def __init__(self, smallest: int) -> None:
+        super().__init__(Integral, smallest, None, closed="left")
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return not isinstance(val, bool) and bool(super().is_satisfied_by(val))
+
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "backbone": [StrOptions({*TORCHVISION_BACKBONES, "embedded"}), nn.Module],
     "weights": [str, Path, None],
     "layers": ["array-like"],
-    "patch_size": [Interval(Integral, 1, None, closed="left")],
-    "feature_dim": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-    "image_size": [Interval(Integral, 1, None, closed="left"), "array-like"],
+    "patch_size": [WholeNumber(1)],
+    "feature_dim": [StrOptions({"auto"}), WholeNumber(1)],
+    "image_size": [WholeNumber(1), "array-like"],
     "resize": [StrOptions({"stretch", "crop"})],
     "center_init": [StrOptions(set(CENTER_INITS))],
     "center_momentum": [Interval(Real, 0, 1, closed="right")],
@@ -34,25 +45,25 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "alpha": [Interval(Real, 0, None, closed="neither")],
     "noise_std": [Interval(Real, 0, None, closed="neither")],
     "projector_init": [StrOptions(set(PROJECTOR_INITS))],
-    "n_heads": [Interval(Integral, 1, None, closed="left")],
-    "hidden_dim": [Interval(Integral, 1, None, closed="left")],
-    "max_epochs": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-    "batch_size": [Interval(Integral, 1, None, closed="left")],
-    "patches_per_step": [Interval(Integral, 2, None, closed="left"), None],
+    "n_heads": [WholeNumber(1)],
+    "hidden_dim": [WholeNumber(1)],
+    "max_epochs": [StrOptions({"auto"}), WholeNumber(1)],
+    "batch_size": [WholeNumber(1)],
+    "patches_per_step": [WholeNumber(2), None],
     "schedule": [StrOptions({"cosine", "constant"})],
     "projector_lr": [Interval(Real, 0, None, closed="neither")],
     "discriminator_lr": [Interval(Real, 0, None, closed="neither")],
     "projector_decay": [Interval(Real, 0, None, closed="left")],
     "discriminator_decay": [Interval(Real, 0, None, closed="left")],
     "patch_score": [StrOptions({"fused", "discriminator", "distance"})],
-    "n_exemplars": [Interval(Integral, 1, None, closed="left")],
+    "n_exemplars": [WholeNumber(1)],
     "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
     "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
     "device": [str, torch.device],
     "precision": [StrOptions(set(PRECISIONS))],
     "random_state": ["random_state"],
     "memory": [str, Path, HasMethods(["cache"]), None],
-    "n_jobs": [Options(Integral, {-1}), Interval(Integral, 1, None, closed="left"), None],
+    "n_jobs": [Options(Integral, {-1}), WholeNumber(1), None],
     "verbose": ["verbose"],
 }
 
@@ -61,13 +72,25 @@ def draw_seed(random_state: Any) -> int:
     """Draw a seed from a ``random_state``; None uses system entropy, not numpy's global random state."""
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, bool):
+        raise ValueError(f"random_state={random_state}: give an integer, a RandomState or None")
     return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def as_python_number(value: Any) -> Any:
+    """Return a number of numpy as the int or float that it is, and anything else unchanged.
+
+    torch takes numpy's integers in some places only, and small ones overflow.
+    """
+    if isinstance(value, np.integer):
+        return int(value)
+    return float(value) if isinstance(value, np.floating) else value
 
 
 def height_and_width(image_size: Any) -> tuple[int, int]:
     """Return ``image_size`` as (height, width), in pixels."""
     sides = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+    if len(sides) != 2 or not all(WholeNumber(1).is_satisfied_by(side) for side in sides):
         raise ValueError(f"image_size={image_size!r}: expected a side or (height, width), in pixels")
     return int(sides[0]), int(sides[1])
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, overload
 
+from skpbas.core.devices import callers_modes_left
+
 T = TypeVar("T")
 
 
@@ -40,7 +42,8 @@ class DeferrableAttribute(Generic[T]):
             raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
         value = attributes[self.name]
         if isinstance(value, Deferred):
-            value = attributes[self.name] = value.compute()
+            with callers_modes_left(grad=True):
+                value = attributes[self.name] = value.compute()
         return value
 
     def __set__(self, instance: Any, value: T | Deferred[T]) -> None:

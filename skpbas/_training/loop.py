@@ -31,7 +31,7 @@ class _PatchBatches:
         self.dataset, self.batch_size, self.patches_per_step = dataset, batch_size, patches_per_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        no_target = torch.empty(0)
+        no_target = torch.empty(0, dtype=torch.float32, device="cpu")
         for patches in self.dataset.patch_batches(self.batch_size, self.patches_per_step):
             yield patches, no_target
 
@@ -61,8 +61,8 @@ class _LossTerms(Callback):  # type: ignore[misc]
             net.history.record(name, mean)
         if not all(math.isfinite(mean) for mean in means.values()):
             raise TrainingError(
-                f"the loss is not finite after {len(net.history)} epochs ({means}): lower projector_lr and "
-                "discriminator_lr"
+                f"the loss is not finite after {len(net.history)} epochs ({means}), although the features are: "
+                "lower projector_lr and discriminator_lr"
             )
 
 
@@ -175,7 +175,7 @@ def new_objective(
     ``make`` takes the arguments of :class:`PBASObjective`; pass another callable to change the training step.
     """
     device, feature_dim = features.device, features.aggregator.feature_dim
-    initial = torch.Generator().manual_seed(_draw_seed(features.generator))
+    initial = torch.Generator("cpu").manual_seed(_draw_seed(features.generator))
     noise = torch.Generator(device).manual_seed(_draw_seed(features.generator))
     projector = Projector(feature_dim, initial, settings.projector_init).to(device)
     discriminator = None
@@ -200,7 +200,7 @@ def new_objective(
 
 
 def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))
+    return int(torch.randint(2**62, (), generator=generator, device="cpu"))
 
 
 def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:

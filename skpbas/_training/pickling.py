@@ -39,6 +39,9 @@ class PicklingMixin:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if torch.is_inference_mode_enabled():  # tensors made there would have no version, and pack no weights
+            with torch.inference_mode(False):
+                state = copy.deepcopy(state)
         super().__setstate__(state)  # type: ignore[misc]
         if "device_" not in state:
             return

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from skpbas._inputs.parameters import as_python_number
 
 SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
 
@@ -34,6 +37,11 @@ class TrainingSettings:
     contamination: str | float
     precision: str
     verbose: int
+
+    @classmethod
+    def of(cls, estimator: Any) -> Self:
+        """Read the settings from an estimator's parameters; numbers of numpy become Python's."""
+        return cls(**{field.name: as_python_number(getattr(estimator, field.name)) for field in fields(cls)})
 
 
 def n_epochs(

@@ -21,16 +21,16 @@ _OUTPUTS_PER_BLOCK = 8  # if channels and outputs have no common period; measure
 
 def _averaging_bins(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
     """First entry and size of each bin of adaptive average pooling from n_in to n_out entries."""
-    i = torch.arange(n_out)
+    i = torch.arange(n_out, device="cpu")
     start = (i * n_in) // n_out
     return start, ((i + 1) * n_in + n_out - 1) // n_out - start
 
 
 def _expand(start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Write out runs of entries: the index of the run and the entry, one row per entry."""
-    run = torch.repeat_interleave(torch.arange(len(size)), size)
+    run = torch.repeat_interleave(torch.arange(len(size), device="cpu"), size)
     before = torch.cumsum(size, 0) - size
-    return run, start[run] + torch.arange(len(run)) - before[run]
+    return run, start[run] + torch.arange(len(run), device="cpu") - before[run]
 
 
 def _level_weights(level: int, n_levels: int, n_entries: int, feature_dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,16 +72,16 @@ class _LevelPooling(nn.Module):
         self.groups = -(-n_outputs // per_block)
         self.n_outputs = n_outputs
         block = row // per_block
-        first = torch.full((self.groups,), n_channels).scatter_reduce_(0, block, channel, "amin")
-        last = torch.zeros(self.groups, dtype=torch.long).scatter_reduce_(0, block, channel, "amax")
+        first = torch.full((self.groups,), n_channels, device="cpu").scatter_reduce_(0, block, channel, "amin")
+        last = torch.zeros(self.groups, dtype=torch.long, device="cpu").scatter_reduce_(0, block, channel, "amax")
         width = int((last - first).max()) + 1
         first = first.clamp(max=n_channels - width)
 
-        kernel = torch.zeros(self.groups * per_block, width, patch_size**2, dtype=torch.float64)
+        kernel = torch.zeros(self.groups * per_block, width, patch_size**2, dtype=torch.float64, device="cpu")
         kernel.index_put_((row, channel - first[block], offset), weight, accumulate=True)
         self.register_buffer("kernel", kernel.float().unflatten(2, (patch_size, patch_size)), persistent=False)
-        channels = (first[:, None] + torch.arange(width)).flatten()
-        in_order = len(channels) == n_channels and bool((channels == torch.arange(n_channels)).all())
+        channels = (first[:, None] + torch.arange(width, device="cpu")).flatten()
+        in_order = len(channels) == n_channels and bool((channels == torch.arange(n_channels, device="cpu")).all())
         self.register_buffer("channels", None if in_order else channels, persistent=False)
 
     def forward(self, level: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class PatchGatherer(nn.Module):
         -------
         Tensor of shape (N, d), float32
         """
-        features = torch.zeros(len(image), self.feature_dim, device=image.device)
+        features = torch.zeros(len(image), self.feature_dim, dtype=torch.float32, device=image.device)
         for level, (table, outputs) in enumerate(zip(tables, self.outputs, strict=True)):
             first = image * self.sizes[level]
             if self.sizes[level] == self.sizes[0]:
@@ -225,5 +225,5 @@ def _sources(n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
 
 def upsampling_matrix(n_in: int, n_out: int) -> Tensor:
     """Bilinear interpolation (align_corners=False) along one axis as an (n_out, n_in) matrix, float64."""
-    identity = torch.eye(n_in, dtype=torch.float64)[None]  # one unit vector per channel
+    identity = torch.eye(n_in, dtype=torch.float64, device="cpu")[None]  # one unit vector per channel
     return F.interpolate(identity, n_out, mode="linear", align_corners=False)[0].T

@@ -132,9 +132,10 @@ def _spread_sample(batches: Iterable[Tensor], generator: torch.Generator) -> Ten
         n_images, n_positions, _ = u.shape
         seen += n_images
         # reservoir sampling at every position: a batch replaces the sample with its share of the images seen so far
-        pick = torch.randint(n_images, (n_positions,), generator=generator).to(u.device)
+        pick = torch.randint(n_images, (n_positions,), generator=generator, device="cpu").to(u.device)
         drawn = u[pick, torch.arange(n_positions, device=u.device)]
-        takes = (torch.rand(n_positions, generator=generator) < n_images / seen).to(u.device)
+        chance = torch.rand(n_positions, generator=generator, dtype=torch.float32, device="cpu")
+        takes = (chance < n_images / seen).to(u.device)
         sample = drawn.clone() if sample is None else torch.where(takes[:, None], drawn, sample)
     assert sample is not None
     return sample

@@ -49,7 +49,9 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
     distance = _squared_distances(points, squares, first)[:, 0].index_fill(0, first, -1.0)
     while (missing := k - sum(map(len, chosen))) > 0:
         then, farthest = distance.topk(min(_CANDIDATES, len(points)))
-        between = _squared_distances(points[farthest], squares[farthest], torch.arange(len(farthest)))
+        between = _squared_distances(
+            points[farthest], squares[farthest], torch.arange(len(farthest), device=points.device)
+        )
         left = then
         picks: list[Tensor] = []
         while len(picks) < min(missing, len(farthest)):
@@ -147,14 +149,17 @@ class Coreset(nn.Module):
         n_exemplars, n_directions : int
             At most.
         """
-        mean, directions = torch.empty(0), torch.empty(0)
+        mean: Tensor | None = None
+        directions: Tensor | None = None
         points: list[Tensor] = []
         image_index: list[Tensor] = []
         for features, of_images in batches:
-            if not points:
+            if mean is None or directions is None:
                 mean, directions = principal_directions(features, n_directions)
             points.append((features - mean) @ directions.T)
             image_index.append(of_images)
+        assert mean is not None
+        assert directions is not None
         pool = torch.cat(points)
         chosen = farthest_points(pool, min(n_exemplars, len(pool)))
         return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 
 _GPU_BATCH = 32
+
+
+@contextmanager
+def callers_modes_left(*, grad: bool) -> Iterator[None]:
+    """Compute as if the caller were in none of torch's modes that belong to a thread: inference mode and autocast.
+
+    Its default dtype and default device are for all of the process, so nothing here changes them: whatever the package
+    makes names its own.
+
+    Parameters
+    ----------
+    grad : bool
+        Whether gradients are recorded.
+    """
+    with ExitStack() as modes:
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+        for device_type in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device_type):
+                modes.enter_context(torch.autocast(device_type, enabled=False))
+        modes.enter_context(torch.set_grad_enabled(grad))
+        yield
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -35,7 +35,7 @@ class LevelAffine(nn.Module):
         self.parts = nn.ModuleList()
         for level, outputs in enumerate(aggregator.outputs):
             columns = weight[:, outputs]
-            part = nn.utils.skip_init(PackedConv2d, columns.shape[1], len(weight), 1, bias=level == 0)
+            part = nn.utils.skip_init(PackedConv2d, columns.shape[1], len(weight), 1, bias=level == 0, device="cpu")
             part.weight = _frozen(columns[:, :, None, None])
             if level == 0:
                 part.bias = _frozen(bias)

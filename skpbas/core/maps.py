@@ -16,14 +16,14 @@ def gaussian_matrix(n: int, sigma: float) -> Tensor:
     The same as ``scipy.ndimage.gaussian_filter`` with mode "reflect" (d c b a | a b c d | d c b a) and truncate 4.
     """
     if sigma == 0:
-        return torch.eye(n, dtype=torch.float64)
+        return torch.eye(n, dtype=torch.float64, device="cpu")
     radius = int(_TRUNCATE * sigma + 0.5)
-    offset = torch.arange(-radius, radius + 1)
+    offset = torch.arange(-radius, radius + 1, device="cpu")
     kernel = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
     kernel /= kernel.sum()
-    source = (torch.arange(n)[:, None] + offset) % (2 * n)
+    source = (torch.arange(n, device="cpu")[:, None] + offset) % (2 * n)
     source = torch.minimum(source, 2 * n - 1 - source)  # reflected at the edges, repeatedly if needed
-    return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, source, kernel.expand(n, -1))
+    return torch.zeros(n, n, dtype=torch.float64, device="cpu").scatter_add_(1, source, kernel.expand(n, -1))
 
 
 class MapRenderer(nn.Module):

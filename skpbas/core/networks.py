@@ -10,7 +10,7 @@ PROJECTOR_INITS = ("identity", "orthogonal", "xavier")
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool) -> nn.Linear:
     """Make a Linear layer with Xavier-normal weights, drawn from ``generator`` instead of the global stream."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias, device="cpu", dtype=torch.float32)
     nn.init.xavier_normal_(layer.weight, generator=generator)
     if bias:
         bound = n_in**-0.5  # torch's own rule for the bias of a Linear layer
@@ -38,7 +38,8 @@ class Projector(nn.Module):
         if init == "orthogonal":
             nn.init.orthogonal_(self.linear.weight, generator=generator)
         elif init == "identity":
-            nn.init.eye_(self.linear.weight)
+            identity = torch.eye(feature_dim, dtype=torch.float32, device="cpu")
+            self.linear.weight = nn.Parameter(identity)
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class Discriminator(nn.Module):
         self.hidden = _linear(feature_dim, n_heads * hidden_dim, generator, bias=True)
         # batch norm cancels this bias: its gradient is rounding noise, which Adam would scale to full steps
         self.hidden.get_parameter("bias").requires_grad_(False)
-        self.norm = nn.BatchNorm1d(n_heads * hidden_dim)
+        self.norm = nn.BatchNorm1d(n_heads * hidden_dim, device="cpu", dtype=torch.float32)
         self.activation = nn.LeakyReLU(0.2)
         self.output = _linear(hidden_dim, n_heads, generator, bias=False)  # each row reads the units of its own head
 

@@ -123,7 +123,8 @@ class PBASObjective(nn.Module):
         else:
             v = gaussian(u, self.noise_std, self.generator)
         rounded = self.precision != torch.float32
-        with torch.autocast(u.device.type, self.precision if rounded else None, enabled=rounded):
+        # no cache: within an autocast of the caller it would outlive the step, and the weights that it holds change
+        with torch.autocast(u.device.type, self.precision if rounded else None, enabled=rounded, cache_enabled=False):
             logits = self.discriminator.head_logits(torch.cat([u, v]))  # one batch, so that BatchNorm sees both
         normal, anomaly = logits.to(u.dtype).chunk(2)
         n_heads = logits.shape[1]

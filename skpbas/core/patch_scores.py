@@ -195,10 +195,10 @@ class FusedScorer(PatchScorer):
         self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
         self.temperature, self.n_largest = temperature, n_largest
-        self.register_buffer("mean_distance", torch.ones(()))
-        self.register_buffer("mean_logit", torch.zeros(()))
-        self.register_buffer("logit_std", torch.ones(()))
-        self.register_buffer("training_scores", torch.ones(1))
+        self.register_buffer("mean_distance", _float32(1))
+        self.register_buffer("mean_logit", _float32(0))
+        self.register_buffer("logit_std", _float32(1))
+        self.register_buffer("training_scores", _float32(1)[None])
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], distances: Tensor | None = None) -> None:
@@ -263,6 +263,10 @@ class FusedScorer(PatchScorer):
     @precision.setter
     def precision(self, dtype: torch.dtype) -> None:
         self._precision = self.discriminator.precision = self.coreset.precision = dtype
+
+
+def _float32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def mean_3x3(logits: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -25,8 +24,9 @@ from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skpbas._compat import HasMethods, Interval, validate_parameter_constraints
+from skpbas._compat import HasMethods, validate_parameter_constraints
 from skpbas._features.extraction import in_batches
+from skpbas._inputs.parameters import WholeNumber
 from skpbas.distributed._parquet import Part, ResultFolder
 from skpbas.distributed._worker import score_batch
 from skpbas.errors import ClusterError, InvalidImageError
@@ -42,10 +42,10 @@ _Future: TypeAlias = "Future[Any]"
 _CONSTRAINTS: dict[str, list[Any]] = {
     "detector": [HasMethods(["score_samples"])],
     "client": [Client, None],
-    "batch_size": [Interval(Integral, 1, None, closed="left")],
-    "max_in_flight": [Interval(Integral, 1, None, closed="left"), None],
+    "batch_size": [WholeNumber(1)],
+    "max_in_flight": [WholeNumber(1), None],
     "output": [str, os.PathLike, None],
-    "images_per_file": [Interval(Integral, 1, None, closed="left")],
+    "images_per_file": [WholeNumber(1)],
 }
 
 

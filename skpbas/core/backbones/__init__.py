@@ -1,6 +1,7 @@
 """Frozen backbones: images to feature maps, and these to patch features.
 
 Read in this order: :mod:`~skpbas.core.backbones.levels` (networks that return the feature maps of named levels),
+:mod:`~skpbas.core.backbones.building` (how they are made without touching torch's global random stream),
 :mod:`~skpbas.core.backbones.embedded` (the small network in the package), :mod:`~skpbas.core.backbones.weights` (where
 pretrained tensors come from), :mod:`~skpbas.core.backbones.factory` (makes the network that parameters name) and
 :mod:`~skpbas.core.backbones.extractor` (the network with what follows it). Two modules make them faster without

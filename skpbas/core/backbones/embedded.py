@@ -15,6 +15,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from skpbas.core.backbones.batch_norms import fold_batch_norms
+from skpbas.core.backbones.building import without_weights
 from skpbas.core.backbones.levels import LevelNetwork
 
 LEVELS = ("layer1", "layer2", "layer3")
@@ -140,8 +141,8 @@ def shipped_form(network: EmbeddedBackbone) -> EmbeddedBackbone:
     network : EmbeddedBackbone
         With ``batch_norm=True``; it is not changed.
     """
-    folded = EmbeddedBackbone(network.layers)
-    folded.load_state_dict(fold_batch_norms(copy.deepcopy(network).eval()).state_dict())
+    folded = without_weights(lambda: EmbeddedBackbone(network.layers))
+    folded.load_state_dict(fold_batch_norms(copy.deepcopy(network).eval()).state_dict(), assign=True)
     return folded.requires_grad_(False).eval()
 
 
@@ -165,7 +166,7 @@ def load_embedded(layers: Sequence[str] = ("layer2", "layer3")) -> EmbeddedBackb
     >>> [tuple(level.shape) for level in load_embedded()(torch.zeros(1, 3, 64, 96))]
     [(1, 128, 8, 12), (1, 256, 4, 6)]
     """
-    network = EmbeddedBackbone(layers)
+    network = without_weights(lambda: EmbeddedBackbone(layers))
     state = load(resources.files("skpbas.core.backbones").joinpath(WEIGHTS_FILE).read_bytes())
-    network.load_state_dict({name: state[name].float() for name in network.state_dict()})
+    network.load_state_dict({name: state[name].float() for name in network.state_dict()}, assign=True)
     return network.requires_grad_(False).eval()

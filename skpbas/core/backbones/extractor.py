@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.backbones.batch_norms import fold_batch_norms
-from skpbas.core.backbones.levels import LevelNetwork, TruncatedResNet
+from skpbas.core.backbones.levels import HookedModule, LevelNetwork, TruncatedResNet
 from skpbas.core.backbones.packing import pack_convolutions
+from skpbas.core.backbones.weights import check_finite
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,6 +62,8 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         frozen = backbone.requires_grad_(False).eval()
+        if isinstance(frozen, HookedModule):
+            _check_module(frozen.module)
         if isinstance(frozen, TruncatedResNet):
             frozen = fold_batch_norms(frozen)
         if isinstance(frozen, LevelNetwork):
@@ -67,8 +71,8 @@ class FeatureExtractor(nn.Module):
         self.backbone = frozen.to(memory_format=torch.channels_last)
         self.image_size = image_size
         self.precision = precision
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", _constant(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", _constant(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.level_shapes = self._measure_levels()
         self.grid_shape = self.level_shapes[0][1:]
         self.stride = max(-(-image_size[0] // h) for _, h, _ in self.level_shapes)
@@ -77,7 +81,9 @@ class FeatureExtractor(nn.Module):
 
     def _measure_levels(self) -> list[tuple[int, int, int]]:
         height, width = self.image_size
-        maps = self.feature_maps(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        example = torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu")
+        with self.backbone.dropping_unused() if isinstance(self.backbone, HookedModule) else nullcontext():
+            maps = self.feature_maps(example)
         for level in maps:
             if not isinstance(level, Tensor) or level.ndim != 4:
                 shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
@@ -135,3 +141,14 @@ class FeatureExtractor(nn.Module):
         """Do nothing: the extractor is frozen and stays in evaluation mode."""
         super().train(False)
         return self
+
+
+def _constant(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
+def _check_module(module: nn.Module) -> None:
+    """Check that the weights of a module are finite; buffers other than batch norms' may be masks of infinities."""
+    buffers = dict(module.named_buffers())
+    masks = {name for name in buffers if not name.endswith(("running_mean", "running_var"))}
+    check_finite({**dict(module.named_parameters()), **buffers}, f"backbone {type(module).__name__}", masks=masks)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from skpbas.core.backbones.building import allocate, draw_resnet_weights, without_weights
 from skpbas.core.backbones.embedded import load_embedded
 from skpbas.core.backbones.levels import HookedModule, TruncatedResNet
 from skpbas.core.backbones.weights import imagenet_state_dict, load_weights, read_state_dict
@@ -24,6 +25,8 @@ def build_backbone(
     progress: bool = False,
 ) -> nn.Module:
     """Make the backbone, up to the deepest level in use, with its weights.
+
+    torch's global random stream is neither read nor changed.
 
     Parameters
     ----------
@@ -56,11 +59,13 @@ def build_backbone(
         return load_embedded(layers)
     import torchvision  # slow to import, and not needed to load a fitted detector
 
-    with torch.random.fork_rng(devices=[]):  # torchvision draws its first weights from the global stream
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        network = TruncatedResNet(torchvision.models.get_model(backbone, weights=None), layers)
-    if weights == "imagenet":
+    network = without_weights(lambda: TruncatedResNet(torchvision.models.get_model(backbone, weights=None), layers))
+    allocate(network)
+    seed = int(torch.randint(2**31, (), generator=generator, device="cpu"))
+    if weights is None:
+        draw_resnet_weights(network, torch.Generator("cpu").manual_seed(seed))
+    elif weights == "imagenet":
         load_weights(network, imagenet_state_dict(backbone, progress=progress), source=f"{backbone} IMAGENET1K_V1")
-    elif weights is not None:
+    else:
         load_weights(network, read_state_dict(weights), source=str(weights))
     return network

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,45 @@ class _DeepestLevelReached(Exception):
     """Ends a forward pass after the last level in use."""
 
 
+class _Collected(threading.local):
+    """The feature maps of the pass that runs in this thread; other threads and copies have their own."""
+
+    maps: dict[str, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type[_Collected], tuple[()]]:
+        return type(self), ()
+
+
+class _Keep:
+    """A forward hook that keeps the feature map of a level, and ends the pass once every level has one.
+
+    Parameters
+    ----------
+    collected : _Collected
+        Where the maps go.
+    name : str
+        The level.
+    n_levels : int
+        Levels in use.
+    """
+
+    def __init__(self, collected: _Collected, name: str, n_levels: int) -> None:
+        self.collected, self.name, self.n_levels = collected, name, n_levels
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        maps = self.collected.maps
+        if maps is None:  # somebody calls the module itself
+            return
+        maps[self.name] = output
+        if len(maps) == self.n_levels and not torch.compiler.is_exporting():  # which cannot follow an exception
+            raise _DeepestLevelReached
+
+
 class HookedModule(nn.Module):
     """Any module with named layers, run up to the last of them.
 
-    The module is copied, so that later changes of the caller's module do not affect the detector, and children that a
-    pass does not need are removed from the copy.
+    The module is copied, so that later changes of the caller's module do not affect the detector, and computes in
+    float32. Any number of threads may call it at the same time.
 
     Parameters
     ----------
@@ -88,42 +123,42 @@ class HookedModule(nn.Module):
                 shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
                 raise ValueError(f"layers={tuple(layers)!r}: the backbone has no submodule {layer!r}; it has {shown}")
         self.layers = tuple(layers)
-        self.module = copy.deepcopy(module).eval()
-        self._drop_unused = True
+        self.module = copy.deepcopy(module).eval().float()
+        # registered once: a hook registered for a call would be seen by the calls of all other threads
+        self._collected = _Collected()
+        self._hooks = [  # kept, because with them a pickle keeps new hooks from taking the numbers of these
+            self.module.get_submodule(name).register_forward_hook(_Keep(self._collected, name, len(self.layers)))
+            for name in self.layers
+        ]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the feature map of every level in use, (B, C_l, H_l, W_l) each, for (B, 3, H, W) images."""
         maps: dict[str, Tensor] = {}
-        called: set[nn.Module] = set()
-
-        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                maps[name] = output
-                if len(maps) == len(self.layers) and not torch.compiler.is_exporting():  # cannot follow exceptions
-                    raise _DeepestLevelReached
-
-            return hook
-
-        handles = [self.module.get_submodule(name).register_forward_hook(keep(name)) for name in self.layers]
-        if self._drop_unused:
-            handles += [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in self.module.modules()]
+        self._collected.maps = maps
         try:
             self.module(images)
         except _DeepestLevelReached:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
+            self._collected.maps = None
         missing = [name for name in self.layers if name not in maps]
         if missing:
             raise ValueError(f"layers={self.layers!r}: a forward pass of the backbone never calls {missing[0]!r}")
-        if self._drop_unused:
-            self._drop(called)
         return [maps[name] for name in self.layers]
 
-    def _drop(self, called: set[nn.Module]) -> None:
-        """Replace the modules that the first pass did not call by empty ones."""
-        self._drop_unused = False
+    @contextlib.contextmanager
+    def dropping_unused(self) -> Iterator[None]:
+        """Replace the children that no pass within the context calls by empty ones, when it ends.
+
+        Not for use by several threads.
+        """
+        called: set[nn.Module] = set()
+        handles = [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in self.module.modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
         for parent in list(self.module.modules()):
             for name, child in list(parent.named_children()):
                 # a container may be used through its children alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -34,7 +34,9 @@ def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Te
 
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(
+            progress=progress, check_hash=True, weights_only=True, map_location="cpu"
+        )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection, and is kept as the cause
@@ -84,7 +86,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy the tensors that a network needs from a state dict, which may hold more.
+    """Copy the tensors that a network needs from a state dict, which may hold those of other layers too.
 
     Parameters
     ----------
@@ -98,7 +100,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     Raises
     ------
     WeightsError
-        A tensor is missing or has a different shape; the error names it.
+        A tensor is missing, has a different shape or holds NaN or infinity, or a layer in use has more tensors in the
+        state dict than in the network, which then belong to another network; the error names them.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     needed = {k: v for k, v in network.state_dict().items() if not k.endswith(_NOT_LEARNT)}
@@ -110,4 +113,39 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
                 f"weights {source}: the tensor {name!r} has the shape {tuple(state[name].shape)}, "
                 f"the backbone needs {tuple(tensor.shape)}"
             )
-    network.load_state_dict({name: state[name] for name in needed}, strict=False)
+    in_use = tuple(f"{name}." for name, _ in network.named_children())
+    surplus = [n for n in state if n.startswith(in_use) and n not in needed and not n.endswith(_NOT_LEARNT)]
+    if surplus:
+        shown = ", ".join(map(repr, surplus[:4])) + (", ..." if len(surplus) > 4 else "")
+        raise WeightsError(
+            f"weights {source}: the layers in use have {len(surplus)} tensors that the backbone lacks ({shown}), so "
+            "they belong to another network: give the weights of this one, or the backbone that they belong to"
+        )
+    weights = {name: state[name].to(tensor.dtype) for name, tensor in needed.items()}
+    check_finite(weights, f"weights {source}")
+    network.load_state_dict(weights, strict=False)
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str, *, masks: Container[str] = ()) -> None:
+    """Check that weights are numbers.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+    source : str
+        Where they come from, for errors.
+    masks : container of str
+        Names of tensors that may hold infinity.
+
+    Raises
+    ------
+    WeightsError
+        A tensor holds NaN or infinity; the error names it.
+    """
+    for name, tensor in tensors.items():
+        bad = tensor.isnan() if name in masks else ~tensor.isfinite()
+        if bad.any():
+            raise WeightsError(
+                f"{source}: {int(bad.sum())} of {tensor.numel()} values of the tensor {name!r} are NaN or infinite, as "
+                "in a damaged file or after a training that diverged; give other weights"
+            )

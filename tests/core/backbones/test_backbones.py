@@ -1,10 +1,15 @@
 """Backbones: what is kept, what is frozen, which weights arrive, and what is said when they don't."""
 
+import copy
 import gc
 import hashlib
 import http.server
+import pickle
+import subprocess
+import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -230,3 +235,163 @@ def test_a_damaged_download_is_refused_and_not_kept(stand_in, tmp_path):
     with pytest.raises(WeightsUnavailableError, match="invalid hash"):
         build_backbone("resnet18", "imagenet", LEVELS, seeded())
     assert not list((tmp_path / "hub").rglob("*.pth"))
+
+
+EVERY_BACKBONE = (*TORCHVISION_BACKBONES, "embedded")
+
+
+@pytest.mark.parametrize("name", EVERY_BACKBONE)
+def test_building_leaves_the_global_stream_alone_and_reads_nothing_of_it(name):
+    before = torch.get_rng_state()
+    network = build_backbone(name, None, LEVELS, seeded(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    again = build_backbone(name, None, LEVELS, seeded(3))
+    assert_same_tensors(network, again)
+
+
+@pytest.mark.parametrize("name", EVERY_BACKBONE)
+def test_building_does_not_depend_on_the_callers_default_dtype_and_device(name):
+    expected = build_backbone(name, None, LEVELS, seeded(3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            network = build_backbone(name, None, LEVELS, seeded(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_tensors(network, expected)
+
+
+def assert_same_tensors(network, expected):
+    state, other = network.state_dict(), expected.state_dict()
+    assert state.keys() == other.keys()
+    for name, tensor in state.items():
+        assert tensor.dtype == other[name].dtype
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("name", TORCHVISION_BACKBONES)
+def test_random_weights_have_the_distribution_of_torchvisions_own(name):
+    network = build_backbone(name, None, LEVELS, seeded())
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            n, fan_out = module.weight.numel(), module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            std = (2 / fan_out) ** 0.5  # He's, for what flows back through a ReLU
+            weight = module.weight.detach()
+            assert abs(float(weight.std()) - std) < 6 * std / (2 * n) ** 0.5
+            assert abs(float(weight.mean())) < 6 * std / n**0.5
+        elif isinstance(module, nn.BatchNorm2d):
+            for tensor, value in [(module.weight, 1), (module.bias, 0), (module.running_mean, 0)]:
+                assert torch.equal(tensor, torch.full_like(tensor, value))
+            assert torch.equal(module.running_var, torch.ones_like(module.running_var))
+            assert int(module.num_batches_tracked) == 0
+
+
+def test_weights_of_a_deeper_network_are_refused_with_the_surplus_tensors(tmp_path):
+    path = saved(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(WeightsError, match=r"resnet34\.pth.*70 tensors.*'layer1\.2\.conv1\.weight'.*another network"):
+        build_backbone("resnet18", path, LEVELS, seeded())
+    # a block more in layer1, two in layer2 and four in layer3: of two convolutions and two norms, 10 tensors, each
+    with pytest.raises(WeightsError, match=r"10 tensors"):
+        build_backbone("resnet18", path, ["layer1"], seeded())
+
+
+def test_folded_weights_with_identity_norms_load(shared):
+    path = shared / "weights" / "resnet18-imagenet1k_v1-to-layer3.pth"
+    network = build_backbone("resnet18", path, LEVELS, seeded())
+    state = torch.load(path, weights_only=True)
+    assert torch.equal(network.bn1.bias, state["bn1.bias"])
+    assert bool(network.bn1.bias.any())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("tensor", ["layer2.0.conv1.weight", "bn1.running_var"])
+def test_weights_that_are_no_numbers_are_refused_by_name(resnet18, tmp_path, tensor, value):
+    state = {name: weights.clone() for name, weights in resnet18.state_dict().items()}
+    state[tensor].view(-1)[3] = value
+    unused = {**resnet18.state_dict(), "fc.bias": torch.full((1000,), value)}
+    build_backbone("resnet18", saved(unused, tmp_path / "fc.pth"), LEVELS, seeded())  # not in use
+    with pytest.raises(WeightsError, match=rf"w\.pth: 1 of \d+ values of the tensor '{tensor}'"):
+        build_backbone("resnet18", saved(state, tmp_path / "w.pth"), LEVELS, seeded())
+    module = torchvision.models.resnet18(weights=None)
+    module.load_state_dict(state)
+    with pytest.raises(WeightsError, match=f"backbone ResNet: .*'{tensor}'"):
+        FeatureExtractor(build_backbone(module, None, LEVELS, seeded()), image_size=(32, 32))
+
+
+def test_weights_that_overflow_in_single_precision_are_refused(resnet18, tmp_path):
+    state = {name: w.double() if w.is_floating_point() else w for name, w in resnet18.state_dict().items()}
+    build_backbone("resnet18", saved(state, tmp_path / "double.pth"), LEVELS, seeded())
+    state["conv1.weight"] = state["conv1.weight"].clone()
+    state["conv1.weight"][0, 0, 0, 0] = 1e39
+    with pytest.raises(WeightsError, match=r"'conv1\.weight'"):
+        build_backbone("resnet18", saved(state, tmp_path / "large.pth"), LEVELS, seeded())
+
+
+class Masked(nn.Sequential):
+    """Holds a constant of infinities, as masks of attention do."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, images):
+        return self[2](self[1](self[0](images)))
+
+
+def test_masks_of_infinities_in_a_module_are_no_fault():
+    extractor = FeatureExtractor(build_backbone(Masked(), None, ["1", "2"], seeded()), image_size=(32, 32))
+    assert extractor(torch.rand(1, 3, 32, 32)).isfinite().all()
+
+
+def test_a_module_in_double_precision_computes_in_single():
+    extractor = FeatureExtractor(build_backbone(Masked().double(), None, ["1", "2"], seeded()), image_size=(32, 32))
+    assert extractor(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_modules_maps_are_its_own_callers_in_any_number_of_threads(resnet18):
+    extractor = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(32, 32))
+    images = torch.rand(26, 1, 3, 32, 32, generator=seeded())
+    expected = [extractor(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        actual = list(pool.map(lambda i: extractor(images[i % 26]), range(260)))
+    assert all(torch.equal(a, expected[i % 26]) for i, a in enumerate(actual))
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda extractor: pickle.loads(pickle.dumps(extractor))])
+def test_copies_of_an_extractor_with_a_module_are_independent(resnet18, way):
+    extractor = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(32, 32))
+    copied = way(extractor)
+    images = torch.rand(1, 3, 32, 32, generator=seeded())
+    expected = extractor(images)
+    with torch.no_grad():
+        extractor.backbone.module.conv1.weight.zero_()
+    assert torch.equal(copied(images), expected)
+    assert not torch.equal(extractor(images), expected)
+
+
+def test_hooks_registered_on_a_copy_replace_none_of_its_own(resnet18):
+    extractor = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(32, 32))
+    content = pickle.dumps(extractor)
+    code = (
+        "import pickle, sys, torch; extractor = pickle.load(sys.stdin.buffer); module = extractor.backbone.module;"
+        "[module.layer3.register_forward_hook(lambda *_: None) for _ in range(100)];"
+        "print(extractor(torch.zeros(1, 3, 32, 32)).shape[-1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
+    assert int(done.stdout) == extractor.feature_dim
+
+
+def test_calling_the_extractors_module_itself_collects_nothing(resnet18):
+    extractor = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(32, 32))
+    extractor.backbone.module.layer2(torch.rand(1, 64, 8, 8))
+    assert extractor(torch.rand(1, 3, 32, 32)).shape[-1] == extractor.feature_dim
+
+
+def test_a_pass_that_fails_leaves_nothing_for_the_next(resnet18):
+    extractor = FeatureExtractor(build_backbone(resnet18, None, LEVELS, seeded()), image_size=(32, 32))
+    images = torch.rand(1, 3, 32, 32, generator=seeded())
+    expected = extractor(images)
+    with pytest.raises(RuntimeError):
+        extractor.feature_maps(torch.rand(1, 5, 32, 32))
+    assert torch.equal(extractor(images), expected)
