@@ -193,7 +193,7 @@ class ConformalThreshold(SnapshotMixin, MetaEstimatorMixin, OutlierMixin, BaseEs
         fitted.offset_ = float(scores[rank - 1])
         fitted.false_alarm_rate_ = rank / (n_calibration + 1)
         for name in ("n_features_in_", "feature_names_in_"):
-            vars(fitted).pop(name, None)  # of an earlier fit
+            fitted.__dict__.pop(name, None)  # of an earlier fit
             if hasattr(detector, name):
                 setattr(fitted, name, getattr(detector, name))
         return self._adopt(fitted)

@@ -39,8 +39,13 @@ from skpbas.core.networks import Discriminator, Projector
 from skpbas.errors import InvalidImageError
 
 
-class PBASDetector(  # type: ignore[misc]
-    CallbackSupportMixin, PicklingMixin, StreamingMixin, SnapshotMixin, OutlierMixin, BaseEstimator
+class PBASDetector(
+    CallbackSupportMixin,  # type: ignore[misc]
+    PicklingMixin,
+    StreamingMixin,
+    SnapshotMixin,
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """Find defective images, and where they are defective, after learning from normal images only.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,7 @@ class Result:
 class StreamingMixin:
     """Methods of a detector that accept any iterable of images and hold one image at a time."""
 
-    model_: Any
-    offset_: Any
+    _snapshot: Callable[[], Any]
 
     def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
         """Yield the anomaly maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
@@ -150,9 +149,6 @@ class StreamingMixin:
         items, model = check_stream(images, "images", each=False), now.model_
         stream = iter_stream(model, now._level_maps(items, model.extractor, now._reading, "images"))
         return apart_from_caller(_results(model, now.offset_, stream, skip=on_error == "skip", maps=maps))
-
-    def _snapshot(self) -> Any:
-        raise NotImplementedError
 
 
 def _results(
