@@ -20,6 +20,7 @@ from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import draw_seed
 from skpbas._inputs.targets import normal_rows
+from skpbas._training.pickling import SealingMixin
 from skpbas.errors import CalibrationError
 
 __all__ = ["ConformalThreshold"]
@@ -35,7 +36,7 @@ def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
     return check
 
 
-class ConformalThreshold(MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Flag at most a given share of unseen good images, whatever the detector and the law of its scores.
 
     Split conformal prediction [1]_: some good images are held out of training. Their n scores s_1 <= ... <= s_n set

@@ -39,6 +39,10 @@ class StorageError(SkpbasError, OSError):
     """A disk without room for what has to be kept."""
 
 
+class FileFormatError(SkpbasError, ValueError):
+    """A stored detector that another version wrote, or that is damaged."""
+
+
 class CalibrationError(SkpbasError, ValueError):
     """Held-out images that cannot bear the false alarm rate asked for."""
 

@@ -314,6 +314,7 @@ class PBASDetector(CallbackSupportMixin, PicklingMixin, OutlierMixin, BaseEstima
             More features than fit into memory, and a disk without room for them.
         """
         self._validate_params()
+        self._opened = False
         items = check_images(X)
         rows = normal_rows(y, len(items))
         if len(rows) < 2:

@@ -1,0 +1,157 @@
+"""What a stored estimator says about itself: the format of its state, who wrote it, and a digest of its content."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import joblib
+import numpy as np
+import sklearn
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from skpbas._features.digests import Digest, Walk, digest_of, type_name
+from skpbas.core.coreset import Coreset
+from skpbas.core.patch_scores import PatchScorer
+from skpbas.errors import FileFormatError
+
+FORMAT = 1
+"""Format of the states of this version; raised whenever an attribute of what is pickled changes."""
+
+SEAL = "_stored_as"
+"""Key of a state that holds its seal; no attribute of an estimator."""
+
+_PICKLING = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+_SET_WHEN_OPENED = {"device_"}
+_WITHOUT_EFFECT_ON_SCORES = {"device", "device_", "memory", "n_jobs", "verbose", "random_state"}
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of an estimator with its seal.
+
+    Parameters
+    ----------
+    state : dict
+        Attributes by name.
+    """
+    seal = {"format": FORMAT, "versions": _versions()}
+    return {**state, SEAL: {**seal, "digest": _digest(state, seal)}}
+
+
+def opened(state: Any, estimator: object) -> dict[str, Any]:
+    """Return a stored state without its seal.
+
+    Parameters
+    ----------
+    state : dict
+        As it comes out of a pickle.
+    estimator : object
+        What the state is opened for.
+
+    Raises
+    ------
+    FileFormatError
+        It has another format, or its content is not what was written.
+    """
+    name, here = type(estimator).__name__, f"this is skpbas {_versions()['skpbas']} (format {FORMAT})"
+    if not isinstance(state, dict):
+        raise _damaged(name, f"its state is {type(state).__name__}, not dict")
+    seal = state.get(SEAL)
+    if seal is None:
+        raise FileFormatError(
+            f"this {name} was written by a skpbas whose files have no format number, and {here}: fit again, or open it "
+            "with the version that wrote it"
+        )
+    try:
+        written, by = seal["format"], seal["versions"]["skpbas"]
+    except Exception as error:
+        raise _damaged(name, f"{type(error).__name__}: {error}") from error
+    if written != FORMAT:
+        raise FileFormatError(
+            f"this {name} was written by skpbas {by} (format {written}), and {here}: fit again, or open it with "
+            f"skpbas {by}"
+        )
+    content = {key: value for key, value in state.items() if key != SEAL}
+    try:
+        digest = _digest(content, {key: value for key, value in seal.items() if key != "digest"})
+    except Exception as error:  # parts of a damaged state may raise whatever they like
+        raise _damaged(name, f"{type(error).__name__}: {error}") from error
+    if digest != seal.get("digest"):
+        raise _damaged(name, "its digest is another one than when it was written")
+    return content
+
+
+def scores_digest(estimator: Any) -> str:
+    """Return a name for what the scores of an estimator depend on: equal in any process, and after a pickle.
+
+    Parameters
+    ----------
+    estimator : object
+        A detector of this package or another estimator.
+    """
+    return Walk(_of_any_estimator, _module_state).digest(estimator).hex()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    from skpbas import __version__
+
+    return {
+        "skpbas": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _digest(state: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
+    walk = Walk(lambda _, value: digest_of("other", type_name(value)), _module_state)
+    content = {name: value for name, value in state.items() if name not in _SET_WHEN_OPENED}
+    return digest_of(walk.attributes(content), walk.attributes(seal)).hex()
+
+
+def _damaged(name: str, how: str) -> FileFormatError:
+    return FileFormatError(
+        f"the stored {name} is damaged ({how}): copy the file anew from where it was written, or fit again"
+    )
+
+
+def _module_state(module: nn.Module) -> Mapping[str, Any]:
+    """Return what of a module is stored, without what opening sets anew."""
+    kind = type(module)
+    if _is_ours(kind):
+        state = dict(module.__getstate__())  # type: ignore[arg-type]
+        if isinstance(module, PatchScorer):
+            state.pop("_precision", None)  # set by the hardware that it is opened on
+        elif isinstance(module, Coreset):
+            state.pop("precision", None)
+        return state
+    return {"state_dict": dict(module.state_dict())} if stores_itself(kind) else vars(module)
+
+
+def stores_itself(kind: type[nn.Module]) -> bool:
+    """Return whether a class of modules has pickling methods of its own, which may store and restore anything."""
+    own = [name for name in _PICKLING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+    return bool(own) and (own != ["__setstate__"] or kind.__module__.split(".")[0] != "torch")
+
+
+def _of_any_estimator(walk: Walk, value: Any) -> Digest:
+    if isinstance(value, BaseEstimator):
+        names = [name for name in vars(value) if name not in _WITHOUT_EFFECT_ON_SCORES]
+        if _is_ours(type(value)):
+            names = [name for name in names if not name.startswith("_")]
+        attributes = {name: getattr(value, name) for name in names}
+        return digest_of("estimator", type_name(value), walk.attributes(attributes))
+    try:
+        return digest_of("object", type_name(value), str(joblib.hash(value)))
+    except Exception:  # noqa: BLE001 - of what cannot be pickled only the type counts
+        return digest_of("object", type_name(value))
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "skpbas"
