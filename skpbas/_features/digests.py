@@ -17,19 +17,15 @@ from torch import Tensor, nn
 _SIZE = 20  # bytes of a digest
 _BY_REPR = (bool, int, float, complex, str, bytes, slice, range, np.generic, np.dtype, type(None), type(Ellipsis))
 _BY_STR = (torch.dtype, torch.device, torch.layout, torch.memory_format, PurePath)
-_BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 
 Digest = bytes
 
 
 def digest_of(*parts: bytes | str) -> Digest:
     """Return the digest of a sequence of parts, each of which counts with its length."""
-    hashed = hashlib.blake2b(digest_size=_SIZE)
-    for part in parts:
-        encoded = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        hashed.update(len(encoded).to_bytes(8, "little"))
-        hashed.update(encoded)
-    return hashed.digest()
+    encoded = [part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts]
+    lengths = ",".join(str(len(part)) for part in encoded).encode()
+    return hashlib.blake2b(b"".join([lengths, b":", *encoded]), digest_size=_SIZE).digest()
 
 
 def type_name(value: Any) -> str:
@@ -57,9 +53,16 @@ def array_digest(array: np.ndarray[Any, Any]) -> Digest:
     """Return the digest of an array's type, shape and values; objects count by their ``repr``."""
     if array.dtype.hasobject:
         return digest_of("objects", str(array.shape), repr(array.tolist()))
+    if array.dtype.names is not None:  # bytes between the fields may be anything
+        return digest_of(*(part for name in array.dtype.names for part in (name, array_digest(array[name]))))
     hashed = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=_SIZE)
     hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return hashed.digest()
+
+
+@functools.lru_cache(4096)
+def _text_digest(text: str) -> Digest:
+    return digest_of("plain", "str", repr(text))
 
 
 class Walk:
@@ -68,7 +71,8 @@ class Walk:
     Parameters
     ----------
     other : callable
-        Called with the walk and a value of a type that is not known here; returns its digest.
+        Called with the walk and a value of a type that is not known here, functions and classes among them; returns
+        its digest.
     module_state : callable
         Called with a module; returns what of it counts.
     """
@@ -82,14 +86,14 @@ class Walk:
 
     def digest(self, value: Any) -> Digest:
         """Return the digest of a value."""
+        if type(value) is str:  # names above all
+            return _text_digest(value)
         if isinstance(value, Enum):
             return digest_of("enum", type_name(value), value.name)
         if isinstance(value, _BY_REPR):
             return digest_of("plain", type(value).__name__, repr(value))
         if isinstance(value, _BY_STR):
             return digest_of("named", type(value).__name__, str(value))
-        if isinstance(value, _BY_NAME):
-            return digest_of("qualified", qualified_name(value))
         if id(value) in self._open:
             return digest_of("cycle", str(self._open.index(id(value))))
         known = self._known.get(id(value))

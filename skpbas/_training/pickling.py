@@ -1,4 +1,4 @@
-"""Copies and pickles of a fitted detector: made on a GPU, they open on a machine without one; damaged ones do not open."""
+"""Copies and pickles of a fitted detector: one from a GPU opens on a machine without, and a damaged one is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from skpbas._features.entries import check_folder
 from skpbas._training.completion import scorer_precision
 from skpbas._training.deferred import Deferred
 from skpbas._training.sealing import opened, sealed, stores_itself
@@ -25,7 +26,8 @@ class SealingMixin:
     """Gives what is stored of an estimator a format number, versions and a digest, and checks them on opening."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return sealed(super().__getstate__())  # type: ignore[misc]
+        state: Any = super().__getstate__()
+        return sealed(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(opened(state, self))  # type: ignore[misc]
@@ -38,8 +40,13 @@ class PicklingMixin:
     precision: str
     model_: Any
     backbone: Any
+    memory: Any
 
     _opened = False  # from a pickle: prediction then writes nothing into the folder of ``memory``
+
+    def _begin_fit(self) -> None:
+        check_folder(self.memory)
+        self._opened = False
 
     def __copy__(self) -> Self:
         copied = object.__new__(type(self))

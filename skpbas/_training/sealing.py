@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
+import types
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import joblib
 import numpy as np
 import sklearn
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from skpbas._features.digests import Digest, Walk, digest_of, type_name
+from skpbas._features.digests import Digest, Walk, digest_of, qualified_name, type_name
 from skpbas.core.coreset import Coreset
 from skpbas.core.patch_scores import PatchScorer
 from skpbas.errors import FileFormatError
@@ -25,7 +25,9 @@ FORMAT = 1
 SEAL = "_stored_as"
 """Key of a state that holds its seal; no attribute of an estimator."""
 
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 _PICKLING = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # most of them are empty
 _SET_WHEN_OPENED = {"device_"}
 _WITHOUT_EFFECT_ON_SCORES = {"device", "device_", "memory", "n_jobs", "verbose", "random_state"}
 
@@ -110,9 +112,16 @@ def _versions() -> dict[str, str]:
 
 
 def _digest(state: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
-    walk = Walk(lambda _, value: digest_of("other", type_name(value)), _module_state)
+    walk = Walk(_by_name, _module_state)
     content = {name: value for name, value in state.items() if name not in _SET_WHEN_OPENED}
     return digest_of(walk.attributes(content), walk.attributes(seal)).hex()
+
+
+def _by_name(_: Walk, value: Any) -> Digest:
+    """Return the digest of what is pickled by its name, or of a type that does nothing to scores."""
+    if isinstance(value, _NAMED):
+        return digest_of("qualified", qualified_name(value))
+    return digest_of("other", type_name(value))
 
 
 def _damaged(name: str, how: str) -> FileFormatError:
@@ -125,13 +134,16 @@ def _module_state(module: nn.Module) -> Mapping[str, Any]:
     """Return what of a module is stored, without what opening sets anew."""
     kind = type(module)
     if _is_ours(kind):
-        state = dict(module.__getstate__())  # type: ignore[arg-type]
+        state = dict(module.__getstate__())
         if isinstance(module, PatchScorer):
             state.pop("_precision", None)  # set by the hardware that it is opened on
         elif isinstance(module, Coreset):
             state.pop("precision", None)
-        return state
-    return {"state_dict": dict(module.state_dict())} if stores_itself(kind) else vars(module)
+    elif stores_itself(kind):
+        return {"state_dict": dict(module.state_dict())}
+    else:
+        state = vars(module)
+    return {name: value for name, value in state.items() if value or name not in _OF_EVERY_MODULE}
 
 
 def stores_itself(kind: type[nn.Module]) -> bool:
@@ -147,10 +159,16 @@ def _of_any_estimator(walk: Walk, value: Any) -> Digest:
             names = [name for name in names if not name.startswith("_")]
         attributes = {name: getattr(value, name) for name in names}
         return digest_of("estimator", type_name(value), walk.attributes(attributes))
+    if isinstance(value, _NAMED):
+        return digest_of("qualified", qualified_name(value))
     try:
-        return digest_of("object", type_name(value), str(joblib.hash(value)))
+        reduced = value.__reduce_ex__(4)  # what a pickle would hold
     except Exception:  # noqa: BLE001 - of what cannot be pickled only the type counts
         return digest_of("object", type_name(value))
+    if isinstance(reduced, str):
+        return digest_of("object", type_name(value), reduced)
+    parts = [part if i < 3 or part is None else list(part) for i, part in enumerate(reduced)]  # 3, 4: iterators
+    return digest_of("object", type_name(value), walk.digest(parts))
 
 
 def _is_ours(kind: type) -> bool:
