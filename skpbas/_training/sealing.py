@@ -40,8 +40,9 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     state : dict
         Attributes by name.
     """
-    seal = {"format": FORMAT, "versions": _versions()}
-    return {**state, SEAL: {**seal, "digest": _digest(state, seal)}}
+    content, of_modules = _content(state)
+    seal = {"format": FORMAT, "versions": _versions(), "modules": of_modules}
+    return {**state, SEAL: {**seal, "digest": _digest(content, seal)}}
 
 
 def opened(state: Any, estimator: object) -> dict[str, Any]:
@@ -77,14 +78,16 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
             f"this {name} was written by skpbas {by} (format {written}), and {here}: fit again, or open it with "
             f"skpbas {by}"
         )
-    content = {key: value for key, value in state.items() if key != SEAL}
+    state = {key: value for key, value in state.items() if key != SEAL}
     try:
-        digest = _digest(content, {key: value for key, value in seal.items() if key != "digest"})
+        content, of_modules = _content(state)
+        sound = seal["digest"] == _digest(content, {key: value for key, value in seal.items() if key != "digest"})
+        sound = sound and all(map(_agree, seal["modules"], of_modules))
     except Exception as error:  # parts of a damaged state may raise whatever they like
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
-    if digest != seal.get("digest"):
+    if not sound:
         raise _damaged(name, "its digest is another one than when it was written")
-    return content
+    return state
 
 
 def scores_digest(estimator: Any) -> str:
@@ -95,7 +98,7 @@ def scores_digest(estimator: Any) -> str:
     estimator : object
         A detector of this package or another estimator.
     """
-    return Walk(_of_any_estimator, _module_state).digest(estimator).hex()
+    return Walk(_of_any_estimator, lambda module: _module_state(module, [])).digest(estimator).hex()
 
 
 @cache
@@ -111,10 +114,21 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _digest(state: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
-    walk = Walk(_by_name, _module_state)
-    content = {name: value for name, value in state.items() if name not in _SET_WHEN_OPENED}
-    return digest_of(walk.attributes(content), walk.attributes(seal)).hex()
+def _content(state: Mapping[str, Any]) -> tuple[Digest, list[dict[str, str]]]:
+    """Return the digest of a state, and those of the tensors of each module that stores itself."""
+    themselves: list[nn.Module] = []
+    walk = Walk(_by_name, lambda module: _module_state(module, themselves))
+    digest = walk.attributes({name: value for name, value in state.items() if name not in _SET_WHEN_OPENED})
+    return digest, [{k: walk.digest(v).hex() for k, v in module.state_dict().items()} for module in themselves]
+
+
+def _agree(written: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Return whether the tensors are equal that a module had when it was written and has now."""
+    return all(found[name] == written[name] for name in written if name in found)
+
+
+def _digest(content: Digest, seal: Mapping[str, Any]) -> str:
+    return digest_of(content, Walk(_by_name, vars).attributes(seal)).hex()
 
 
 def _by_name(_: Walk, value: Any) -> Digest:
@@ -130,8 +144,11 @@ def _damaged(name: str, how: str) -> FileFormatError:
     )
 
 
-def _module_state(module: nn.Module) -> Mapping[str, Any]:
-    """Return what of a module is stored, without what opening sets anew."""
+def _module_state(module: nn.Module, themselves: list[nn.Module]) -> Mapping[str, Any]:
+    """Return what of a module is stored, without what opening sets anew.
+
+    One that stores itself is added to ``themselves``: it may have other attributes, and other tensors, once opened.
+    """
     kind = type(module)
     if _is_ours(kind):
         state = dict(module.__getstate__())
@@ -140,7 +157,8 @@ def _module_state(module: nn.Module) -> Mapping[str, Any]:
         elif isinstance(module, Coreset):
             state.pop("precision", None)
     elif stores_itself(kind):
-        return {"state_dict": dict(module.state_dict())}
+        themselves.append(module)
+        return {}
     else:
         state = vars(module)
     return {name: value for name, value in state.items() if value or name not in _OF_EVERY_MODULE}

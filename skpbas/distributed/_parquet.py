@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skpbas._features.digests import digest_of
+from skpbas._training.sealing import scores_digest
 from skpbas.errors import ResultsError, StorageError
+
+FORMAT = 1
+"""Of the files."""
 
 
 @dataclass
@@ -52,11 +57,45 @@ class ResultFolder:
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.path, self.images_per_file = Path(path), images_per_file
         self.offset = float(detector.offset_)
-        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}"
+        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}, digest {scores_digest(detector)[:16]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"output={str(path)!r} cannot be a folder: {error}") from error
+        self._refuse_foreign()
+
+    def _refuse_foreign(self) -> None:
+        """Check that whoever reads the folder as one table reads nothing but results of this run."""
+        for path in sorted(self.path.glob("*.parquet")):
+            if path.name.startswith((".", "_")):  # readers of folders pass over these
+                continue
+            first = _first_of(path)
+            if first is None:
+                raise ResultsError(
+                    f"{path} is not a result of score_images, and would be read as one with the others in output: "
+                    "move it away, or take another folder"
+                )
+            if first % self.images_per_file:
+                raise ResultsError(
+                    f"{path} holds the results of another images_per_file than {self.images_per_file}: take another "
+                    "folder, or move its files away"
+                )
+
+    def refuse_beyond(self, n_images: int) -> None:
+        """Check that there is no file of images after the last.
+
+        Raises
+        ------
+        ResultsError
+            A run with more images left it.
+        """
+        for path in sorted(self.path.glob("part-*.parquet")):
+            first = _first_of(path)
+            if first is not None and first >= n_images:
+                raise ResultsError(
+                    f"{path} holds the results of a run with more images than the {n_images} of this one: delete the "
+                    "files of images that are no longer asked for, or take another folder; what was scored is kept"
+                )
 
     def found(self, first: int, uris: list[str]) -> dict[str, Any] | None:
         """Return what an earlier run's file says of itself; None if there is none.
@@ -72,17 +111,32 @@ class ResultFolder:
         other = "take another folder, or move its files away"
         try:
             told = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path} is not a result of score_images ({error}): {other}") from error
+        except Exception as error:  # whatever pyarrow makes of a file that is none of its own
+            raise ResultsError(
+                f"{path} is not a result of score_images, or a damaged one ({error}): {other}; if it is one, delete it "
+                "and its images are scored again"
+            ) from error
         expected = self._about(uris)
         for name, what in (
+            ("format", "another version of skpbas"),
             ("detector", "another detector"),
             ("images_per_file", "another images_per_file"),
             ("uris", "other uris, or the same in another order"),
         ):
-            if told[name] != expected[name]:
-                shown = f": {told[name]}, now {expected[name]}" if name != "uris" else ""
+            given = told.get(name) if isinstance(told, dict) else None
+            if given != expected[name]:
+                shown = f": {given}, now {expected[name]}" if name != "uris" else ""
                 raise ResultsError(f"{path} holds the results of {what}{shown}; {other}")
+        try:
+            with path.open("rb") as file:  # a file that is mapped, and shrinks, ends the process
+                sound = told["digest"] == _digest(self._parquet.read_table(file), told)
+        except Exception as error:  # whatever pyarrow makes of damaged pages
+            raise ResultsError(f"{path} is damaged ({error}): delete it, and its images are scored again") from error
+        if not sound:
+            raise ResultsError(
+                f"{path} is damaged or was changed: its digest is another one than when it was written; delete it, and "
+                "its images are scored again"
+            )
         return dict(told)
 
     def write(self, part: Part) -> dict[str, Any]:
@@ -102,7 +156,9 @@ class ResultFolder:
                 "label": arrow.array(labels, mask=failed),
                 "error": arrow.array(errors, arrow.string()),
             }
-        ).replace_schema_metadata({"skpbas": json.dumps(about)})
+        )
+        about["digest"] = _digest(table, about)
+        table = table.replace_schema_metadata({"skpbas": json.dumps(about)})
         target = self._file(part.first)
         unfinished = target.with_name(f".{target.name}.unfinished")  # a name that readers of folders pass over
         try:
@@ -124,8 +180,22 @@ class ResultFolder:
         return self.path / f"part-{first:012d}.parquet"
 
     def _about(self, uris: list[str]) -> dict[str, Any]:
-        digest = hashlib.sha256("\0".join(uris).encode("utf-8", "surrogatepass")).hexdigest()
-        return {"detector": self._detector, "images_per_file": self.images_per_file, "uris": digest}
+        digest = digest_of(*uris).hex()
+        about = {"format": FORMAT, "detector": self._detector, "images_per_file": self.images_per_file}
+        return {**about, "uris": digest}
+
+
+def _first_of(path: Path) -> int | None:
+    """Return the index of a file's first image; None if its name is none of ours."""
+    named = re.fullmatch(r"part-(\d{12,})\.parquet", path.name)
+    return int(named[1]) if named else None
+
+
+def _digest(table: Any, about: dict[str, Any]) -> str:
+    """Return the digest of the rows of a file and of what it says of itself."""
+    rows = [repr(table.column(name).to_pylist()) for name in table.column_names]
+    told = {name: value for name, value in about.items() if name != "digest"}
+    return digest_of(repr(table.column_names), *rows, json.dumps(told, sort_keys=True)).hex()
 
 
 def _as_text(name: str) -> str:
