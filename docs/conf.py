@@ -28,7 +28,7 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 
-# ":eq:`7`" and the numbers in the margin are the article's: method.rst labels its twelve equations in order.
+# ":eq:`7`" and the numbers in the margin are those of the paper: method.rst labels its twelve equations in order.
 math_number_all = False
 math_eqref_format = "Eq. {number}"
 

@@ -1,6 +1,6 @@
-"""Visual anomaly detection from good images only: PBAS as a scikit-learn estimator.
+"""Visual anomaly detection trained on normal images only: PBAS as a scikit-learn estimator.
 
-The names below are loaded on first use, so that importing the package costs little more than torch's own import.
+Submodules are imported on first use, which keeps ``import skpbas`` fast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
         return import_module("skpbas.estimator").PBASDetector
     if name == "trim_memory":
         return import_module("skpbas._features.entries").trim_memory
-    if name in __all__ or name == "distributed":  # which needs an extra, so that `import *` leaves it out
+    if name in __all__ or name == "distributed":  # needs an extra, so not in __all__
         return import_module(f"skpbas.{name}")
     raise AttributeError(f"module 'skpbas' has no attribute {name!r}")
 

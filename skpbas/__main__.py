@@ -15,14 +15,14 @@ from skpbas.errors import SkpbasError
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="skpbas", description="Find defective images, and where they are defective, from good ones only."
+        prog="skpbas", description="Detect and localize anomalies in images, trained on normal images only."
     )
     parser.add_argument("--version", action="version", version=f"skpbas {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands")
     demo = commands.add_parser(
         "demo",
-        help="fit a detector and draw what it finds",
-        description="Make or take images, fit a detector to good ones, print five metrics and draw a picture.",
+        help="fit a detector and draw its anomaly maps",
+        description="Generate or load images, fit a detector, print five metrics and draw a picture.",
     )
     _add_demo_arguments(demo)
     return parser
@@ -35,11 +35,16 @@ def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="a category in MVTec AD's layout (train/good, test, ground_truth), or a folder of good images "
-        "together with --check; without it images are generated",
+        help="a category in MVTec AD's layout (train/good, test, ground_truth), or a folder of normal images "
+        "together with --check (default: generate images)",
     )
     demo.add_argument(
-        "--check", type=Path, nargs="+", default=(), metavar="IMAGE", help="images to judge by the good ones of --data"
+        "--check",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="IMAGE",
+        help="images to score with a detector fitted to --data",
     )
     demo.add_argument(
         "--kind",
@@ -55,8 +60,8 @@ def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--weights",
         metavar="WHICH",
-        help="of --backbone: imagenet, which torchvision downloads once, the path of a state dict, "
-        "or none for random ones (default: imagenet)",
+        help="weights of --backbone: imagenet (downloaded once by torchvision), the path of a state dict, "
+        "or none for random weights (default: imagenet)",
     )
     demo.add_argument(
         "--image-size",
@@ -69,14 +74,17 @@ def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
         "--epochs",
         type=int,
         metavar="N",
-        help=f"passes over the good images (default: {GENERATED_EPOCHS} for generated images, "
-        "as many as the estimator finds sufficient for your own)",
+        help=f"training epochs (default: {GENERATED_EPOCHS} for generated images, otherwise 'auto')",
     )
     demo.add_argument(
         "--device", default=default.device, help="auto, cpu, cuda, cuda:1, ... or mps (default: %(default)s)"
     )
     demo.add_argument(
-        "--seed", type=int, default=default.seed, metavar="N", help="of images and training (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=default.seed,
+        metavar="N",
+        help="random seed for images and training (default: %(default)s)",
     )
     demo.add_argument(
         "--output",
@@ -93,12 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str or None
-        Arguments; None: those of the process.
+        Arguments; None: ``sys.argv[1:]``.
 
     Returns
     -------
     int
-        Exit code: 0, or 2 for an error that the user can mend.
+        Exit code: 0, or 2 for a user error.
     """
     parser = make_parser()
     arguments = vars(parser.parse_args(argv))

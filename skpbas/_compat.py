@@ -1,7 +1,7 @@
-"""The only module that imports names which scikit-learn or torch mark as private, or lack in some supported version.
+"""Private names of scikit-learn and torch, and names missing from some supported versions; all imported only here.
 
-Names of scikit-learn are resolved when they are first used, so that :mod:`skpbas.core` can import this module without
-importing scikit-learn. Each group of names is listed with the reason for which no public name will do.
+Names of scikit-learn are resolved on first use, so that :mod:`skpbas.core` can import this module without importing
+scikit-learn. Each group of names states why no public name suffices.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from torch import Tensor
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _FROM_SKLEARN = {
-    # The checks behind `_parameter_constraints`: errors name the parameter and what it may be, as everywhere in
-    # scikit-learn. There is no public form of them.
+    # Validation of `_parameter_constraints`, with the same error messages as scikit-learn; no public equivalent.
     "HasMethods": "sklearn.utils._param_validation",
     "Interval": "sklearn.utils._param_validation",
     "Options": "sklearn.utils._param_validation",
     "RealNotInt": "sklearn.utils._param_validation",
     "StrOptions": "sklearn.utils._param_validation",
     "validate_parameter_constraints": "sklearn.utils._param_validation",
-    # Lengths and rows of everything that scikit-learn's meta-estimators accept: lists, arrays, frames, sparse matrices.
+    # Length and indexing of lists, arrays, data frames and sparse matrices; no public equivalent.
     "_num_samples": "sklearn.utils.validation",
     "_safe_indexing": "sklearn.utils",
 }
@@ -47,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _NoCallbacks:
-    """Takes the place of ``CallbackSupportMixin`` before scikit-learn 1.9: there is no ``set_callbacks``."""
+    """Replaces ``CallbackSupportMixin`` before scikit-learn 1.9, without ``set_callbacks``."""
 
 
 def _unchanged(method: _F) -> _F:
@@ -55,9 +54,9 @@ def _unchanged(method: _F) -> _F:
 
 
 def draws_progress(context: Any) -> bool:
-    """Return whether a ProgressBar of scikit-learn belongs to a callback context or to one above it.
+    """Return whether a callback context or one of its parents has a scikit-learn ProgressBar.
 
-    A context tells nobody in public which callbacks it has.
+    The callbacks of a context have no public accessor.
     """
     progress_bar = import_module("sklearn.callback").ProgressBar
     while context is not None:
@@ -72,14 +71,14 @@ def draws_progress(context: Any) -> bool:
 
 @dataclass(frozen=True)
 class PackedOperators:
-    """oneDNN's convolution with weights in its own order, which torch offers through private operators only."""
+    """oneDNN convolution with reordered weights, which torch exposes only as private operators."""
 
     reorder: Callable[..., Tensor]
     convolve: Callable[..., Tensor]
     supports_bfloat16: bool
 
     def pack(self, weight: Tensor, geometry: Sequence[Any], input_shape: Sequence[int]) -> Tensor:
-        """Return the weights (O, I, h, w) in the order of the kernels for images of a shape."""
+        """Return the weights (O, I, h, w) reordered for images of a shape."""
         return self.reorder(weight, *geometry, list(input_shape))
 
     def conv2d(self, images: Tensor, packed: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Tensor:
@@ -88,7 +87,7 @@ class PackedOperators:
 
 
 def packed_operators() -> PackedOperators | None:
-    """Return the operators; None where this build of torch has none, or on a processor where they were not tried."""
+    """Return the operators, or None if this build of torch lacks them or the processor is untested."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return None
     operators = torch.ops.mkldnn
@@ -98,10 +97,10 @@ def packed_operators() -> PackedOperators | None:
             operators._convolution_pointwise,
             bool(operators._is_mkldnn_bf16_supported()),
         )
-    except Exception:  # noqa: BLE001 - whatever a later torch makes of private names, it is no error of the user's
+    except Exception:  # noqa: BLE001 - a later torch may change private names in any way
         return None
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return a number that grows with every in-place operation on a tensor; there is no public name for it."""
+    """Return the in-place version counter of a tensor, which has no public accessor."""
     return int(tensor._version)

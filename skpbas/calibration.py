@@ -1,4 +1,4 @@
-"""A threshold with a promise: conformal prediction on good images that training has not seen."""
+"""Thresholds with a guaranteed false alarm rate, by conformal prediction on held-out normal images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["ConformalThreshold"]
 
 
 def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
-    """Say whether the detector in use has a method: what it does not have is not there in the wrapper either."""
+    """Return a check that the wrapped detector has a method, for ``available_if``."""
 
     def check(self: ConformalThreshold) -> bool:
         getattr(getattr(self, "detector_", self.detector), method)
@@ -37,29 +37,29 @@ def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
 
 
 class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """Flag at most a given share of unseen good images, whatever the detector and the law of its scores.
+    """Flag at most a given fraction of unseen normal images, for any detector and any distribution of its scores.
 
-    Split conformal prediction [1]_: some good images are held out of training. Their n scores s_1 <= ... <= s_n set
-    the threshold: with ``k = floor(max_false_alarm_rate * (n + 1))``, ``offset_ = s_k``, and an image is flagged if its
-    score is below. A new good image is as likely to fall between any two of them, so that
+    Split conformal prediction [1]_: some normal images are held out of training. Their n scores s_1 <= ... <= s_n set
+    the threshold: ``offset_ = s_k`` with ``k = floor(max_false_alarm_rate * (n + 1))``, and an image is flagged if its
+    score is lower. The score of a new normal image has any rank among them with equal probability, so
 
         P(flagged) <= k / (n + 1) <= max_false_alarm_rate,
 
-    with equality on the left where no scores tie [2]_. n must be at least 1 / max_false_alarm_rate - 1: 99 images for
-    1 %.
+    with equality on the left if there are no ties [2]_. n must be at least 1 / max_false_alarm_rate - 1, which is 99
+    images for 1%.
 
     Parameters
     ----------
     detector : estimator with ``fit`` and ``score_samples``
-        Such as :class:`~skpbas.PBASDetector`; a clone of it is fitted. Its own threshold is not used. In a
-        ``sklearn.frozen.FrozenEstimator`` it stays as it is, and all good images given calibrate: then they must be
-        others than those it was trained on.
+        Such as :class:`~skpbas.PBASDetector`; a clone of it is fitted. Its own threshold is not used. A detector in a
+        ``sklearn.frozen.FrozenEstimator`` is not refitted: all normal images are used for calibration and must not
+        include its training images.
     max_false_alarm_rate : float, default=0.01
-        Largest probability, in (0, 1), with which a good image may be flagged.
+        Largest probability, in (0, 1), of flagging a normal image.
     calibration_size : float or int, default=0.5
-        Good images that are held out: a share in (0, 1), rounded up, or a number. Ignored with a frozen detector.
+        Normal images to hold out: a fraction in (0, 1), rounded up, or a number. Ignored with a frozen detector.
     random_state : int, RandomState or None, default=None
-        Draws the images that are held out. The global stream of numpy is neither read nor changed.
+        Selects the held-out images. numpy's global random state is neither read nor changed.
 
     Attributes
     ----------
@@ -68,28 +68,28 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
     offset_ : float
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     calibration_scores_ : ndarray of shape (n,), float64
-        ``score_samples`` of the images held out, ascending.
+        ``score_samples`` of the held-out images, ascending.
     false_alarm_rate_ : float
-        ``k / (n + 1)``: what is promised, at or a little below ``max_false_alarm_rate``.
+        ``k / (n + 1)``: the guaranteed rate, at or slightly below ``max_false_alarm_rate``.
     n_features_in_ : int
-        Number of features, if the detector has it.
+        Number of features, if the detector defines it.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features, if the detector has them.
+        Names of features, if the detector defines them.
 
     Notes
     -----
-    X is what the detector takes; for images an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images or
-    arrays.
+    X is passed to the detector; for images it is an array (n, H, W, 3) or (n, H, W), or a sequence of paths, PIL images
+    or arrays.
 
-    The promise is for images that come as those held out came: the same part, camera and light (exchangeable, in
-    statistics). It holds on the average over the choice of held-out images. With one choice, the rate in the long run
-    follows the Beta distribution with parameters k and n + 1 - k: for n = 99 and 1 %, a mean of 1 % and a deviation of
-    1 %; for n = 999, of 0.3 %. Several pictures of one part count as one: keep all of them on one side, with a frozen
-    detector and a split by part. Images that y marks as anomalous are left out; unmarked ones among those held out
-    lower the threshold, so that fewer images are flagged.
+    The guarantee requires that new images are exchangeable with the held-out ones: the same part, camera and lighting.
+    It holds on average over the choice of held-out images. For one choice, the long-run rate follows the Beta
+    distribution with parameters k and n + 1 - k: for n = 99 and 1%, it has mean 1% and standard deviation 1%; for
+    n = 999, 0.3%. Several pictures of one part count as one: keep them together, with a frozen detector and a split by
+    part. Images that y marks as anomalous are excluded; unmarked ones among the held-out images lower the threshold,
+    so that fewer images are flagged.
 
-    ``cross_val_predict`` takes the labels as y with its default method, "predict". With "decision_function" it numbers
-    them anew, from 0, for classifiers' sake: give it good images and no y.
+    ``cross_val_predict`` with its default method, "predict", accepts labels as y. With "decision_function" it encodes
+    labels as 0, 1, ..., as for classifiers: pass normal images without y.
 
     References
     ----------
@@ -102,9 +102,9 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
     >>> import numpy as np
     >>> from sklearn.ensemble import IsolationForest
     >>> from skpbas.calibration import ConformalThreshold
-    >>> good = np.random.default_rng(0).normal(size=(400, 2))
+    >>> normal = np.random.default_rng(0).normal(size=(400, 2))
     >>> detector = ConformalThreshold(IsolationForest(random_state=0), max_false_alarm_rate=0.05, random_state=0)
-    >>> detector.fit(good).predict([[0.0, 0.0], [9.0, 9.0]])
+    >>> detector.fit(normal).predict([[0.0, 0.0], [9.0, 9.0]])
     array([ 1, -1])
     >>> detector.p_values([[9.0, 9.0]]) < 0.05
     array([ True])
@@ -139,51 +139,51 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the detector on some of the good images, and set the threshold by the others.
+        """Fit the detector on some of the normal images, and calibrate the threshold on the others.
 
         Parameters
         ----------
         X : array or sequence
-            What the detector takes.
+            Input of the detector.
         y : None, labels or masks
-            Which are good, as in :meth:`PBASDetector.fit() <skpbas.PBASDetector.fit>`. Anomalous ones are left out.
+            Which images are normal, as in :meth:`PBASDetector.fit() <skpbas.PBASDetector.fit>`. Others are excluded.
 
         Returns
         -------
         ConformalThreshold
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         CalibrationError
-            Too few good images are held out for ``max_false_alarm_rate``, or none is left to train on; said before
-            training. Also if the detector gives scores that are not finite.
+            Too few normal images are held out for ``max_false_alarm_rate``, or none are left for training (both raised
+            before training), or the detector returns non-finite scores.
         InvalidTargetError
             y does not fit X.
         """
         self._validate_params()
         if isinstance(X, (str, bytes, PathLike)):
-            check_images(X)  # says that a list is expected
-        (X,), (y,) = indexable(X), indexable(y)  # of sparse formats not all are
-        good = normal_rows(y, _num_samples(X))
-        if len(good) == 0:
-            raise CalibrationError("fit needs good samples, got n_samples=0: X is empty, or y marks all as anomalous")
+            check_images(X)  # raises an error that asks for a list
+        (X,), (y,) = indexable(X), indexable(y)  # converts sparse matrices to CSR
+        normal = normal_rows(y, _num_samples(X))
+        if len(normal) == 0:
+            raise CalibrationError("fit needs normal samples, got n_samples=0: X is empty, or y marks all as anomalous")
         frozen = isinstance(self.detector, FrozenEstimator)
-        n_calibration = len(good) if frozen else self._n_held_out(len(good))
-        rank = self._rank(n_calibration, len(good))
+        n_calibration = len(normal) if frozen else self._n_held_out(len(normal))
+        rank = self._rank(n_calibration, len(normal))
         if frozen:
             check_is_fitted(self.detector)
-            held_out, detector = good, self.detector
+            held_out, detector = normal, self.detector
         else:
-            order = np.random.default_rng(draw_seed(self.random_state)).permutation(good)
+            order = np.random.default_rng(draw_seed(self.random_state)).permutation(normal)
             held_out, training = np.sort(order[:n_calibration]), np.sort(order[n_calibration:])
             detector = clone(self.detector).fit(self._take(X, training))
         scores = np.sort(np.asarray(detector.score_samples(self._take(X, held_out)), dtype=np.float64))
         if not np.isfinite(scores).all():
             n_bad = np.count_nonzero(~np.isfinite(scores))
             raise CalibrationError(
-                f"{type(detector).__name__}.score_samples gave NaN or infinity for {n_bad} of {n_calibration} held-out "
-                "samples: they set no threshold"
+                f"{type(detector).__name__}.score_samples returned NaN or infinity for {n_bad} of {n_calibration} "
+                "held-out samples"
             )
         self.detector_ = detector
         self.calibration_scores_ = scores
@@ -193,7 +193,7 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
             if hasattr(detector, name):
                 setattr(self, name, getattr(detector, name))
             else:
-                self.__dict__.pop(name, None)  # of an earlier fit
+                self.__dict__.pop(name, None)  # from an earlier fit
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -224,7 +224,7 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Say of each image whether it is good, +1, or anomalous, -1.
+        """Predict labels: +1 for normal images, -1 for anomalous ones.
 
         Parameters
         ----------
@@ -237,13 +237,12 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def p_values(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability that a good image would score as low as this one, or lower.
+        """Return conformal p-values: the probability that a normal image scores this low or lower.
 
-        The conformal p-value ``(1 + #{i : s_i <= s}) / (n + 1)`` of a score s. For a good image it is at or below any
-        level a with probability at most a. An image is flagged where it is at or below ``max_false_alarm_rate``. Of
-        images judged together, Benjamini and Hochberg's procedure on their p-values
-        (``scipy.stats.false_discovery_control``) bounds the share of good ones among those flagged (the class's second
-        reference).
+        The p-value of a score s is ``(1 + #{i : s_i <= s}) / (n + 1)``. For a normal image, P(p-value <= a) <= a for
+        any level a. An image is flagged if its p-value is at most ``max_false_alarm_rate``. For several images, the
+        procedure of Benjamini and Hochberg (``scipy.stats.false_discovery_control``) bounds the fraction of normal
+        images among the flagged ones (the second reference of the class).
 
         Parameters
         ----------
@@ -275,7 +274,7 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
 
     @available_if(_detector_has("iter_anomaly_maps"))  # type: ignore[untyped-decorator]
     def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
-        """Yield the maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
+        """Yield the anomaly maps of :meth:`anomaly_map` one by one, in constant memory.
 
         Parameters
         ----------
@@ -291,7 +290,7 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
 
     @available_if(_detector_has("iter_scores_and_maps"))  # type: ignore[untyped-decorator]
     def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
-        """Yield ``score_samples`` and ``anomaly_map`` of image after image, from one pass of the network.
+        """Yield ``score_samples`` and ``anomaly_map`` of one image after another, from one pass of the network.
 
         Parameters
         ----------
@@ -305,43 +304,43 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
         check_is_fitted(self)
         return self.detector_.iter_scores_and_maps(X, size=size)
 
-    def _n_held_out(self, n_good: int) -> int:
+    def _n_held_out(self, n_normal: int) -> int:
         size: Any = self.calibration_size
-        n = int(size) if isinstance(size, Integral) else math.ceil(size * n_good)
-        if n >= n_good:
+        n = int(size) if isinstance(size, Integral) else math.ceil(size * n_normal)
+        if n >= n_normal:
             raise CalibrationError(
-                f"calibration_size={size} holds out {n} good samples, and there are n_samples={n_good}: none is left "
-                "to train on; give more, or a smaller calibration_size"
+                f"calibration_size={size} holds out {n} normal samples of n_samples={n_normal}, which leaves none for "
+                "training: provide more samples, or lower calibration_size"
             )
         return n
 
-    def _rank(self, n: int, n_good: int) -> int:
+    def _rank(self, n: int, n_normal: int) -> int:
         """Return k: the threshold is the k-th lowest of n calibration scores."""
         rate = float(self.max_false_alarm_rate)
         rank = _largest_rank(rate, n)
         if rank == 0:
             needed = _fewest_images(rate)
-            where = (
-                f"{n} calibrate"
+            available = (
+                f"there are {n}"
                 if isinstance(self.detector, FrozenEstimator)
-                else f"calibration_size={self.calibration_size} holds out {n} of {n_good}"
+                else f"calibration_size={self.calibration_size} holds out {n} of {n_normal}"
             )
             raise CalibrationError(
-                f"max_false_alarm_rate={rate:g} needs at least {needed} held-out good samples (1/rate - 1), and "
-                f"{where}: give more{self._more_held_out(needed, n_good)}, or set max_false_alarm_rate to "
-                f"{_rounded_up(1 / (n + 1)):g} or more, the smallest rate that {n} can promise"
+                f"max_false_alarm_rate={rate:g} needs at least {needed} held-out normal samples (1/rate - 1), but "
+                f"{available}: provide more{self._larger_split(needed, n_normal)}, or set max_false_alarm_rate to "
+                f"{_rounded_up(1 / (n + 1)):g} or more, the smallest rate that {n} samples can guarantee"
             )
         return rank
 
-    def _more_held_out(self, needed: int, n_good: int) -> str:
-        if isinstance(self.detector, FrozenEstimator) or n_good < needed + 2:
+    def _larger_split(self, needed: int, n_normal: int) -> str:
+        if isinstance(self.detector, FrozenEstimator) or n_normal < needed + 2:
             return ""
-        return f", set calibration_size={needed}, which leaves {n_good - needed} to train on"
+        return f", set calibration_size={needed}, which leaves {n_normal - needed} for training"
 
     def _take(self, X: Any, rows: NDArray[np.intp]) -> Any:
         inputs = get_tags(self.detector).input_tags
         if isinstance(X, np.ndarray) and X.ndim > 2 and inputs.three_d_array and not inputs.two_d_array:
-            return [X[row] for row in rows]  # views: an array of images may be larger than memory
+            return [X[row] for row in rows]  # views: the array may be larger than memory
         return _safe_indexing(X, rows)
 
     def __sklearn_tags__(self) -> Any:
@@ -353,7 +352,7 @@ class ConformalThreshold(SealingMixin, MetaEstimatorMixin, OutlierMixin, BaseEst
 
 
 def _largest_rank(rate: float, n: int) -> int:
-    """Return the largest k with k / (n + 1) <= rate, so that exactly the p-values up to ``rate`` are flagged."""
+    """Return the largest k with k / (n + 1) <= rate, which flags exactly the p-values up to ``rate``."""
     rank = math.floor(rate * (n + 1))
     while (rank + 1) / (n + 1) <= rate:  # 0.29 * 100 is 28.999... in floating point
         rank += 1
@@ -371,6 +370,6 @@ def _fewest_images(rate: float) -> int:
 
 
 def _rounded_up(rate: float) -> float:
-    """Return a rate with three digits that is not below the one given."""
+    """Return the rate, rounded up to three significant digits."""
     digits = 2 - math.floor(math.log10(rate))
     return math.ceil(rate * 10**digits) / 10**digits

@@ -1,42 +1,42 @@
-"""The errors of skpbas: each names what was given, what was expected and the way out."""
+"""Exceptions raised by skpbas."""
 
 from __future__ import annotations
 
 
 class SkpbasError(Exception):
-    """Base of every error that skpbas raises on its own account."""
+    """Base class of all skpbas exceptions."""
 
 
 class InvalidImageError(SkpbasError, ValueError):
-    """An image, or a sequence of images, that the detector cannot take."""
+    """An invalid image or sequence of images."""
 
 
 class ImageNotFoundError(InvalidImageError, FileNotFoundError):
-    """A path that leads to no file."""
+    """An image path that does not exist."""
 
 
 class InvalidTargetError(SkpbasError, ValueError):
-    """Labels, masks or anomaly maps that do not fit what they are compared with."""
+    """Invalid labels, masks or anomaly maps, or ones that do not match the images."""
 
 
 class WeightsError(SkpbasError, ValueError):
-    """A weights file that does not fit the backbone."""
+    """A weights file that does not match the backbone."""
 
 
 class WeightsUnavailableError(SkpbasError, OSError):
-    """Pretrained weights that are neither in the cache nor within reach."""
+    """Pretrained weights that are neither cached nor downloadable."""
 
 
 class DatasetError(SkpbasError, FileNotFoundError):
-    """A folder that does not have the layout of the data set asked for."""
+    """A folder without the layout of the requested data set."""
 
 
 class TrainingError(SkpbasError, ArithmeticError):
-    """A training run that cannot go on."""
+    """Training that cannot continue."""
 
 
 class StorageError(SkpbasError, OSError):
-    """A disk without room for what has to be kept."""
+    """A disk with too little space, or a file that cannot be written."""
 
 
 class FileFormatError(SkpbasError, ValueError):
@@ -44,12 +44,12 @@ class FileFormatError(SkpbasError, ValueError):
 
 
 class CalibrationError(SkpbasError, ValueError):
-    """Held-out images that cannot bear the false alarm rate asked for."""
+    """Held-out images that cannot guarantee the requested false alarm rate."""
 
 
 class ClusterError(SkpbasError, RuntimeError):
-    """A cluster that went away, or whose workers die over and over."""
+    """A lost cluster, or workers that die repeatedly."""
 
 
 class ResultsError(SkpbasError, ValueError):
-    """A folder of results that come from other images, or from another detector."""
+    """Existing results from other images or another detector."""

@@ -1,9 +1,8 @@
-"""Metrics of detection and localisation: arrays in, floats out; higher scores mean more anomalous.
+"""Metrics of detection and localization: arrays in, floats out; higher scores mean more anomalous.
 
-The pixel metrics are exact: every distinct score is a threshold, and tied scores form one step. Their curves
-rise at the scores of defective pixels only, and those are few. So the normal pixels are sorted by value and
-merely counted: how many lie above, and how many at or above, each score that a defective pixel has. Every
-figure follows from these counts.
+The pixel metrics are exact: every distinct score is a threshold, and tied scores form one step. The curves rise only at
+the scores of defective pixels, which are few. So the normal pixels are only sorted and counted: how many are above, and
+how many at or above, each score of a defective pixel. All metrics follow from these counts.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ def image_auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     Returns
     -------
     float
-        The area, in [0, 1]; 0.5 for scores without information.
+        The area, in [0, 1]; 0.5 for uninformative scores.
 
     Raises
     ------
     InvalidTargetError
-        If labels hold anything else or one class only, or if scores do not fit them.
+        If labels have other values or only one class, or if scores do not match them.
 
     Examples
     --------
@@ -81,7 +80,7 @@ def image_ap(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     Raises
     ------
     InvalidTargetError
-        If labels hold anything else or one class only, or if scores do not fit them.
+        If labels have other values or only one class, or if scores do not match them.
 
     Examples
     --------
@@ -101,18 +100,18 @@ def pixel_auroc(masks: _Masks, maps: _Maps) -> float:
     ----------
     masks : array-like of shape (n_images, height, width), or sequence of 2-D masks or None
         Booleans or integers, non-zero where defective. In a sequence, None stands for a normal image.
-    maps : array-like of shape (n_images, height, width), or sequence of 2-D maps
+    maps : array-like of shape (n_images, height, width), or sequence of 2-D anomaly maps
         Finite scores, higher for more anomalous pixels. Sizes may differ between the images of a sequence.
 
     Returns
     -------
     float
-        The area, in [0, 1]; 0.5 for scores without information.
+        The area, in [0, 1]; 0.5 for uninformative scores.
 
     Raises
     ------
     InvalidTargetError
-        If masks and maps do not fit each other, hold unusable values, or show one class of pixels only.
+        If masks and maps do not match, have invalid values, or contain only one class of pixels.
 
     Examples
     --------
@@ -129,7 +128,7 @@ def pixel_ap(masks: _Masks, maps: _Maps) -> float:
     ----------
     masks : array-like of shape (n_images, height, width), or sequence of 2-D masks or None
         As for :func:`pixel_auroc`.
-    maps : array-like of shape (n_images, height, width), or sequence of 2-D maps
+    maps : array-like of shape (n_images, height, width), or sequence of 2-D anomaly maps
         As for :func:`pixel_auroc`.
 
     Returns
@@ -140,7 +139,7 @@ def pixel_ap(masks: _Masks, maps: _Maps) -> float:
     Raises
     ------
     InvalidTargetError
-        If masks and maps do not fit each other, hold unusable values, or show one class of pixels only.
+        If masks and maps do not match, have invalid values, or contain only one class of pixels.
 
     Examples
     --------
@@ -151,19 +150,19 @@ def pixel_ap(masks: _Masks, maps: _Maps) -> float:
 
 
 def pixel_pro(masks: _Masks, maps: _Maps, *, max_fpr: float = 0.3) -> float:
-    """Area under the per-region overlap (PRO) curve up to a false positive rate, as a fraction of the best.
+    """Area under the per-region overlap (PRO) curve up to a false positive rate, normalized to [0, 1].
 
-    Every 8-connected region of a mask weighs the same, whatever its size. The curve is the exact one of
+    Each 8-connected region of a mask has the same weight, regardless of its size. The curve is the exact one of
     :func:`pro_curve`, linearly interpolated at `max_fpr`.
 
     Parameters
     ----------
     masks : array-like of shape (n_images, height, width), or sequence of 2-D masks or None
         As for :func:`pixel_auroc`.
-    maps : array-like of shape (n_images, height, width), or sequence of 2-D maps
+    maps : array-like of shape (n_images, height, width), or sequence of 2-D anomaly maps
         As for :func:`pixel_auroc`.
     max_fpr : float, default=0.3
-        Where the integration ends, in (0, 1].
+        Upper limit of the integration, in (0, 1].
 
     Returns
     -------
@@ -173,7 +172,7 @@ def pixel_pro(masks: _Masks, maps: _Maps, *, max_fpr: float = 0.3) -> float:
     Raises
     ------
     InvalidTargetError
-        If masks and maps do not fit each other, hold unusable values, or show one class of pixels only.
+        If masks and maps do not match, have invalid values, or contain only one class of pixels.
     ValueError
         If `max_fpr` is outside (0, 1].
 
@@ -197,15 +196,15 @@ def pixel_pro(masks: _Masks, maps: _Maps, *, max_fpr: float = 0.3) -> float:
 def pro_curve(masks: _Masks, maps: _Maps) -> tuple[_Floats, _Floats, _Floats]:
     """Per-region overlap against the false positive rate: the vertices of the exact curve.
 
-    At a threshold, the overlap is the mean over all 8-connected regions of the fraction of the region whose
-    scores reach the threshold; the false positive rate is the fraction of all normal pixels that reach it.
-    Vertices within a level stretch, where only normal pixels are added, are left out.
+    At a threshold, the overlap is the mean over all 8-connected regions of the fraction of the region at or above it;
+    the false positive rate is the fraction of all normal pixels at or above it. Vertices inside a horizontal segment,
+    where only normal pixels are added, are omitted.
 
     Parameters
     ----------
     masks : array-like of shape (n_images, height, width), or sequence of 2-D masks or None
         As for :func:`pixel_auroc`.
-    maps : array-like of shape (n_images, height, width), or sequence of 2-D maps
+    maps : array-like of shape (n_images, height, width), or sequence of 2-D anomaly maps
         As for :func:`pixel_auroc`.
 
     Returns
@@ -220,7 +219,7 @@ def pro_curve(masks: _Masks, maps: _Maps) -> tuple[_Floats, _Floats, _Floats]:
     Raises
     ------
     InvalidTargetError
-        If masks and maps do not fit each other, hold unusable values, or show one class of pixels only.
+        If masks and maps do not match, have invalid values, or contain only one class of pixels.
 
     References
     ----------
@@ -239,13 +238,13 @@ def pro_curve(masks: _Masks, maps: _Maps) -> tuple[_Floats, _Floats, _Floats]:
     """
     ranking, normal = _rank(masks, maps)
     n_normal = ranking.n_normal
-    # Each score has two vertices, just before its pixels join and with them; the last has every pixel.
+    # Each score has two vertices, before and after its pixels are added; the last vertex includes every pixel.
     reached = np.append(np.column_stack([ranking.above, ranking.alarms]).ravel(), n_normal)
     before = np.append(0.0, ranking.overlap[:-1])
     overlap = np.append(np.column_stack([before, ranking.overlap]).ravel(), 1.0)
     thresholds = np.empty(overlap.size)
     thresholds[1::2] = ranking.scores
-    # Just before, the threshold is the lowest normal score above; without one, the vertex is not new.
+    # The threshold of the vertex before is the lowest normal score above; without one, the vertex is not new.
     thresholds[::2] = normal[np.minimum(n_normal - reached[::2], n_normal - 1)]
     new = (np.diff(reached, prepend=0) > 0) | (np.diff(overlap, prepend=0.0) > 0)
     return (
@@ -268,24 +267,24 @@ def pixel_metrics(
     ----------
     masks : array-like of shape (n_images, height, width), or sequence of 2-D masks or None
         As for :func:`pixel_auroc`.
-    maps : array-like of shape (n_images, height, width), or sequence of 2-D maps
+    maps : array-like of shape (n_images, height, width), or sequence of 2-D anomaly maps
         As for :func:`pixel_auroc`.
     metrics : sequence of {"pixel_auroc", "pixel_ap", "pixel_pro"}, default=all three
-        The metrics wanted.
+        Metrics to compute.
     max_fpr : float, default=0.3
-        Where the integration of "pixel_pro" ends, in (0, 1].
+        Upper limit of the integration of "pixel_pro", in (0, 1].
 
     Returns
     -------
     dict of str to float
-        Each metric wanted, in the order given.
+        The metrics, in the given order.
 
     Raises
     ------
     InvalidTargetError
-        If masks and maps do not fit each other, hold unusable values, or show one class of pixels only.
+        If masks and maps do not match, have invalid values, or contain only one class of pixels.
     ValueError
-        If `metrics` holds an unknown name, or `max_fpr` is outside (0, 1].
+        If `metrics` contains an unknown name, or `max_fpr` is outside (0, 1].
 
     Examples
     --------
@@ -295,9 +294,9 @@ def pixel_metrics(
     known = ("pixel_auroc", "pixel_ap", "pixel_pro")
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"metrics holds {unknown}; expected names out of {list(known)}")
+        raise ValueError(f"metrics contains {unknown}; expected names from {list(known)}")
     max_fpr = _checked_max_fpr(max_fpr)
-    # PRO alone asks for no order among the normal pixels beyond its limit.
+    # PRO alone does not need the normal pixels beyond its limit sorted.
     ranking = _rank(masks, maps, max_fpr if set(names) == {"pixel_pro"} else 1.0)[0]
     compute: dict[str, Callable[[], float]] = {
         "pixel_auroc": ranking.auroc,
@@ -307,19 +306,19 @@ def pixel_metrics(
     return {name: compute[name]() for name in names}
 
 
-# The ranking of the pixels, from which all of it follows --------------------------------------------------
+# Ranking of the pixels ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """What each distinct score of the defective pixels reaches as a threshold; highest score first."""
+    """Counts at each distinct score of the defective pixels as a threshold, highest score first."""
 
     scores: _Array  # (n_scores,) distinct scores of defective pixels
     hits: _Counts  # (n_scores,) defective pixels at or above the score
     overlap: _Floats  # (n_scores,) mean over regions of the fraction at or above the score
     above: _Counts  # (n_scores,) normal pixels above the score
     alarms: _Counts  # (n_scores,) normal pixels at or above the score
-    n_normal: int  # normal pixels, all of them
+    n_normal: int  # all normal pixels
 
     def auroc(self) -> float:
         return self._area(self.hits, max_fpr=1.0)
@@ -332,13 +331,13 @@ class _Ranking:
         return self._area(self.overlap, max_fpr)
 
     def _area(self, heights: _Counts | _Floats, max_fpr: float) -> float:
-        """Area under a curve that climbs to these heights at the scores, as a fraction of the best."""
+        """Return the normalized area under a curve that rises to these heights at the scores."""
         rises = _rises(heights)
         limit = max_fpr * self.n_normal
-        # A rise counts from its middle to the limit: where normal pixels tie with the score it is a ramp.
+        # A rise counts from its midpoint to the limit: it is a ramp if normal pixels tie with the score.
         cut = int(np.searchsorted(self.alarms, limit, side="right"))
         area = float(rises[:cut] @ (limit - (self.above[:cut] + self.alarms[:cut]) / 2))
-        # One ramp at most leads across the limit.
+        # At most one ramp crosses the limit.
         if cut < rises.size and (run := limit - self.above[cut]) > 0:
             area += float(rises[cut] * run**2 / (2 * (self.alarms[cut] - self.above[cut])))
         return min(1.0, area / limit / float(heights[-1]))
@@ -351,7 +350,7 @@ def _rises(heights: _Array) -> _Array:
 
 
 def _rank(masks: _Masks, maps: _Maps, max_fpr: float = 1.0) -> tuple[_Ranking, _Array]:
-    """Rank the defective pixels' scores, and sort those of the normal pixels that fit into max_fpr."""
+    """Rank the scores of the defective pixels, and sort those of the normal pixels up to max_fpr."""
     normal, defective, region_sizes = _pooled_scores(*_checked_masks_and_maps(masks, maps))
     order = np.argsort(defective)[::-1]
     defective = defective[order]
@@ -368,12 +367,12 @@ def _rank(masks: _Masks, maps: _Maps, max_fpr: float = 1.0) -> tuple[_Ranking, _
 
 
 def _sorted_top(scores: _Array, fraction: float) -> _Array:
-    """Sort the highest scores in place: just over the fraction, and all that tie with the last of them."""
+    """Sort the highest scores in place: slightly more than the fraction, and all ties with the last one."""
     first = max(scores.size - int(fraction * scores.size) - 1, 0)
     if first > 0:
         scores.partition(first)
         n_tied = int(np.count_nonzero(scores[:first] == scores[first]))
-        scores[first - n_tied : first] = scores[first]  # what this overwrites is not needed any more
+        scores[first - n_tied : first] = scores[first]  # the overwritten values are not needed
         first -= n_tied
     top = scores[first:]
     top.sort()
@@ -381,7 +380,7 @@ def _sorted_top(scores: _Array, fraction: float) -> _Array:
 
 
 def _pooled_scores(masks: list[_Array | None], maps: list[_Array]) -> tuple[_Array, _Array, _Array]:
-    """Scores of all normal pixels, of all defective pixels, and the size of each of the latter's region."""
+    """Return the scores of all normal pixels, those of all defective pixels, and the region size of the latter."""
     n_pixels = sum(scores.size for scores in maps)
     n_defective = sum(int(np.count_nonzero(mask)) for mask in masks if mask is not None)
     if n_defective == 0 or n_defective == n_pixels:
@@ -397,7 +396,7 @@ def _pooled_scores(masks: list[_Array | None], maps: list[_Array]) -> tuple[_Arr
     i = j = 0
     for index, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
         if n_bad := scores.size - np.count_nonzero(np.isfinite(scores)):
-            raise InvalidTargetError(f"maps[{index}] holds {n_bad} NaN or infinite values; expected finite scores")
+            raise InvalidTargetError(f"maps[{index}] contains {n_bad} NaN or infinite values; expected finite scores")
         inside = np.zeros(scores.shape, dtype=bool) if mask is None else mask != 0
         sizes = _sizes_of_regions(inside)
         end_i, end_j = i + scores.size - sizes.size, j + sizes.size
@@ -409,11 +408,11 @@ def _pooled_scores(masks: list[_Array | None], maps: list[_Array]) -> tuple[_Arr
 
 
 def _sizes_of_regions(inside: npt.NDArray[np.bool_]) -> _Counts:
-    """For each defective pixel of a mask, in reading order: how many pixels its region has."""
+    """Return the region size of each defective pixel of a mask, in row-major order."""
     rows = np.flatnonzero(inside.any(axis=1))
     if rows.size == 0:
         return np.empty(0, np.int64)
-    band = inside[rows[0] : rows[-1] + 1]  # labelling costs by area, and the rest is empty
+    band = inside[rows[0] : rows[-1] + 1]  # labeling time grows with the area
     regions = ndimage.label(band, _EIGHT_CONNECTED)[0][band]
     sizes: _Counts = np.bincount(regions)[regions]
     return sizes
@@ -440,11 +439,11 @@ def _checked_masks_and_maps(masks: _Masks, maps: _Maps) -> tuple[list[_Array | N
         if mask.dtype.kind not in "iub":
             raise InvalidTargetError(
                 f"masks[{index}] is {_described(mask)}; expected booleans or integers, non-zero where "
-                "defective (say mask > 0.5)"
+                "defective (for example mask > 0.5)"
             )
         if mask.shape != scores.shape:
             raise InvalidTargetError(
-                f"masks[{index}] has shape {mask.shape}; expected that of maps[{index}], {scores.shape}"
+                f"masks[{index}] has shape {mask.shape}; expected {scores.shape}, the shape of maps[{index}]"
             )
     return mask_list, [scores for scores in map_list if scores is not None]
 
@@ -470,7 +469,7 @@ def _checked_max_fpr(max_fpr: Any) -> float:
 
 
 def _checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[_Array, _Array]:
-    """Return whether each image is anomalous, and its score."""
+    """Return whether each image is anomalous, and the scores."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or scores.shape != labels.shape:
         raise InvalidTargetError(
@@ -484,7 +483,7 @@ def _checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> 
     if values not in ({-1, 1}, {0, 1}):
         some = ", ".join(map(repr, sorted(values, key=repr)[:5])) + (", ..." if len(values) > 5 else "")
         raise InvalidTargetError(
-            f"labels holds {some or 'nothing'}; expected both classes, as +1 (normal) and -1 (anomalous), "
+            f"labels contains {some or 'nothing'}; expected both classes, as +1 (normal) and -1 (anomalous), "
             "or as 0 or False (normal) and 1 or True (anomalous)"
         )
     return labels == (-1 if -1 in values else 1), scores

@@ -1,7 +1,7 @@
 """Published settings as dicts of parameters: ``PBASDetector(**presets.PAPER)``.
 
-``PAPER`` is what the article's text says (Section IV-B), ``REFERENCE`` what the authors' released code runs. Both
-train on every patch for hundreds of epochs.
+``PAPER`` has the settings in the text of the paper (Section IV-B), ``REFERENCE`` those of the authors' released code.
+Both train on every patch for hundreds of epochs.
 """
 
 from __future__ import annotations

@@ -36,43 +36,43 @@ _Result = tuple[float, NDArray[np.float32]]
 
 
 class AnomalyScorer:
-    """Measure a fitted detector on images with labels or masks, all metrics from one pass over the images.
+    """Evaluate a fitted detector on images with labels or masks, with all metrics from one pass over the images.
 
-    Give it to ``GridSearchCV``, ``cross_validate`` and their like as ``scoring=``; with several metrics ``refit=``
-    names the one that decides. The metrics are those of :mod:`skpbas.metrics`.
+    Pass it as ``scoring=`` to ``GridSearchCV``, ``cross_validate`` and similar tools; with several metrics, ``refit=``
+    selects the one to optimize. The metrics are those of :mod:`skpbas.metrics`.
 
     Parameters
     ----------
     metrics : str or sequence of str, default=("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
-        One name: a call returns a float. Several: it returns a dict.
+        With one name, a call returns a float; with several, a dict.
     max_fpr : float, default=0.3
-        Where the integration of "pixel_pro" ends, in (0, 1].
+        Upper limit of the integration of "pixel_pro", in (0, 1].
     undefined : "raise" or float, default="raise"
-        What to do about a metric that y leaves undefined because it shows one class only. "raise": an error; a
-        number, such as ``float("nan")``: return it. ``learning_curve``, ``validation_curve`` and, by default, halving
-        searches score the training images too, and these are all good.
+        What to do if a metric is undefined because y contains only one class. "raise": raise an error; a number, such
+        as ``float("nan")``: return it. ``learning_curve``, ``validation_curve`` and, by default, halving searches also
+        score the training images, which are all normal.
 
     Raises
     ------
     ValueError
-        An unknown metric, or a `max_fpr` or `undefined` out of range.
+        An unknown metric, or an invalid `max_fpr` or `undefined`.
 
     See Also
     --------
-    skpbas.model_selection.NormalKFold : Puts good and anomalous images into every test fold.
+    skpbas.model_selection.NormalKFold : Puts normal and anomalous images into every test fold.
 
     Notes
     -----
-    The estimator may be a :class:`~skpbas.PBASDetector`, a ``Pipeline`` that ends in one, a fitted search of either, or
-    anything with ``score_samples`` (for image metrics) and ``iter_scores_and_maps`` (for pixel metrics).
+    The estimator may be a :class:`~skpbas.PBASDetector`, a ``Pipeline`` that ends in one, a fitted search over either,
+    or any object with ``score_samples`` (for image metrics) and ``iter_scores_and_maps`` (for pixel metrics).
 
-    Pixel metrics hold the maps of all images scored, float32 at the model's size: 0.25 MiB an image at 256 pixels.
+    Pixel metrics hold the anomaly maps of all images in memory: 0.25 MiB per image at 256 pixels (float32).
 
-    Where metadata routing is enabled, ``scorer.set_score_request(masks=True)`` lets masks come apart from y:
-    ``search.fit(X, labels, masks=masks)``. Image metrics then read y, pixel metrics masks.
+    With metadata routing enabled, ``scorer.set_score_request(masks=True)`` allows passing masks separately from y:
+    ``search.fit(X, labels, masks=masks)``. Image metrics then use y, pixel metrics masks.
 
-    A scikit-learn search takes an error of a scorer for nan by default, with a warning; ``error_score="raise"`` stops
-    at it.
+    By default a scikit-learn search turns an error of a scorer into nan, with a warning; ``error_score="raise"``
+    propagates it.
 
     Examples
     --------
@@ -93,9 +93,9 @@ class AnomalyScorer:
         self.metrics = metrics if isinstance(metrics, str) else tuple(metrics)
         self.max_fpr, self.undefined = max_fpr, undefined
         if unknown := [name for name in self._names if name not in _METRICS]:
-            raise ValueError(f"metrics holds {unknown}; expected names out of {list(_METRICS)}")
+            raise ValueError(f"metrics contains {unknown}; expected names from {list(_METRICS)}")
         if not self._names:
-            raise ValueError(f"metrics is empty; expected names out of {list(_METRICS)}")
+            raise ValueError(f"metrics is empty; expected names from {list(_METRICS)}")
         if not (isinstance(max_fpr, (int, float)) and 0 < max_fpr <= 1):
             raise ValueError(f"max_fpr is {max_fpr!r}; expected a number in (0, 1]")
         if not (undefined == "raise" or isinstance(undefined, (int, float))):
@@ -121,46 +121,46 @@ class AnomalyScorer:
         X : array or sequence of images
             As for :class:`~skpbas.PBASDetector`.
         y : labels or masks
-            Labels (n,): +1 for a good and -1 for an anomalous image, or {0, 1} or booleans with 1 for an anomalous one;
-            for image metrics. Masks: an array (n, h, w), or a sequence of arrays, PIL images, paths, and None for good
-            images, each at its image's own size or at the map's, non-zero where defective; for all metrics.
+            For image metrics, labels (n,): +1 for normal and -1 for anomalous images, or {0, 1} or booleans with 1 for
+            anomalous ones. For all metrics, masks: an array (n, h, w), or a sequence of arrays, PIL images, paths, and
+            None for normal images, each at its image's size or the size of the anomaly map, non-zero where defective.
         masks : masks, default=None
-            What pixel metrics take in place of y, where masks are routed.
+            Used by pixel metrics instead of y, if masks are routed.
 
         Returns
         -------
         float or dict of str to float
-            The metric, or a dict of them in the order of ``metrics``.
+            The metric, or a dict of metrics in the order of ``metrics``.
 
         Raises
         ------
         InvalidTargetError
-            y or masks do not fit the images or the metrics, or show one class only.
+            y or masks do not match the images or the metrics, or contain only one class.
         InvalidImageError
-            An image that cannot be used.
+            An unusable image.
         TypeError
-            The estimator has no method to score with.
+            The estimator lacks the required method.
         """
         X = X if hasattr(X, "__len__") else list(X)
         detector, X = _detector_and_images(estimator, X)
-        of_images = [name for name in self._names if name in _IMAGE_METRICS]
-        of_pixels = [name for name in self._names if name in _PIXEL_METRICS]
-        truth = _Truth(len(X), y, masks, of_images, of_pixels)
-        if of_pixels:
-            results, map_shape = _start(_method(detector, "iter_scores_and_maps", of_pixels)(X), detector)
-            truth.bring_to_maps(X, map_shape, getattr(detector, "resize", "stretch"))
-        values: dict[str, float] = {}  # y and masks are checked before the images have all been through the network
-        if of_images and (problem := truth.one_class_of_images()):
-            values |= self._undefined(of_images, problem)
-        if of_pixels and (problem := truth.no_defective_pixel()):
-            values |= self._undefined(of_pixels, problem)
+        image_names = [name for name in self._names if name in _IMAGE_METRICS]
+        pixel_names = [name for name in self._names if name in _PIXEL_METRICS]
+        truth = _Truth(len(X), y, masks, image_names, pixel_names)
+        if pixel_names:
+            results, map_shape = _with_map_shape(_method(detector, "iter_scores_and_maps", pixel_names)(X), detector)
+            truth.resample_masks(X, map_shape, getattr(detector, "resize", "stretch"))
+        values: dict[str, float] = {}  # y and masks are checked before the network has processed all images
+        if image_names and (problem := truth.undefined_for_images()):
+            values |= self._undefined(image_names, problem)
+        if pixel_names and (problem := truth.undefined_for_pixels()):
+            values |= self._undefined(pixel_names, problem)
         wanted = [name for name in self._names if name not in values]
-        if wanted and of_pixels:
+        if wanted and pixel_names:
             scores, maps = zip(*results, strict=True)
             names = [name for name in wanted if name in _PIXEL_METRICS]
-            values |= pixel_metrics(truth.seen, maps, metrics=names, max_fpr=self.max_fpr) if names else {}
+            values |= pixel_metrics(truth.resized, maps, metrics=names, max_fpr=self.max_fpr) if names else {}
         elif wanted:
-            scores = _method(detector, "score_samples", of_images)(X)
+            scores = _method(detector, "score_samples", image_names)(X)
         for name in wanted:
             if name in _IMAGE_METRICS:
                 values[name] = _IMAGE_METRICS[name](truth.anomalous, -np.asarray(scores, dtype=np.float64))
@@ -172,18 +172,18 @@ class AnomalyScorer:
         return dict.fromkeys(names, float(self.undefined))
 
     def set_score_request(self, *, masks: bool | str | None) -> Self:
-        """Say whether masks are routed to this scorer.
+        """Set whether masks are routed to this scorer.
 
         Parameters
         ----------
         masks : bool, str or None
-            True: they are, under this name; a str: under that name; False: they are not; None: whoever passes masks is
-            asked to decide.
+            True: route masks; a str: route them under that name; False: do not; None: raise an error if masks are
+            passed.
 
         Returns
         -------
         AnomalyScorer
-            Itself; for a scorer of this module (``pixel_pro_scorer``), which all code shares, a copy.
+            The scorer itself; for a shared scorer of this module, such as ``pixel_pro_scorer``, a copy.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class AnomalyScorer:
         """
         if not get_config()["enable_metadata_routing"]:
             raise RuntimeError(
-                "set_score_request needs sklearn.set_config(enable_metadata_routing=True); without routing, give masks "
+                "set_score_request needs sklearn.set_config(enable_metadata_routing=True); without routing, pass masks "
                 "as y"
             )
         scorer = copy.copy(self) if any(self is shared for shared in SCORERS.values()) else self
@@ -200,7 +200,7 @@ class AnomalyScorer:
         return scorer
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """Return what scikit-learn may route to a call.
+        """Return the metadata routing of this scorer.
 
         Returns
         -------
@@ -226,82 +226,84 @@ SCORERS: dict[str, AnomalyScorer] = {
     "pixel_ap": pixel_ap_scorer,
     "pixel_pro": pixel_pro_scorer,
 }
-"""The scorers of one metric each, by its name."""
+"""Single-metric scorers by name."""
 
 
 class _Truth:
-    """What y and masks say of the images, checked as far as can be before these have been through the network.
+    """Labels and masks of the images, checked as far as possible before the network runs.
 
     Attributes
     ----------
     anomalous : ndarray of shape (n,), bool
-        By y, where it holds labels; else by the masks.
-    seen : list of ndarray (H, W) or None
-        The masks at the maps' size, after :meth:`bring_to_maps`.
+        From y if it has labels, otherwise from the masks.
+    resized : list of ndarray (H, W) or None
+        The masks at the size of the anomaly maps, after :meth:`resample_masks`.
     """
 
-    def __init__(self, n_images: int, y: Any, masks: Any, of_images: Sequence[str], of_pixels: Sequence[str]) -> None:
+    def __init__(
+        self, n_images: int, y: Any, masks: Any, image_names: Sequence[str], pixel_names: Sequence[str]
+    ) -> None:
         if y is None and masks is None:
             raise InvalidTargetError(
-                f"{' and '.join([*of_images, *of_pixels])} need y: labels (+1 good, -1 anomalous), or masks for all "
-                "metrics; for good images alone, skpbas.model_selection.synthetic_validation makes defective ones"
+                f"y is required for {' and '.join([*image_names, *pixel_names])}: labels (+1 normal, -1 anomalous), or "
+                "masks for all metrics; without anomalous images, see skpbas.model_selection.synthetic_validation"
             )
         self.n_images = n_images
-        self.seen: list[NDArray[np.bool_] | None] = []
+        self.resized: list[NDArray[np.bool_] | None] = []
         self._name, self._masks = ("y", y) if masks is None else ("masks", masks)
-        self._labelled = y is not None and not (masks is None and are_masks(y))
+        self._has_labels = y is not None and not (masks is None and are_masks(y))
         if masks is not None:
             check_length(masks, n_images, "masks")
             if not are_masks(masks):
-                raise InvalidTargetError("masks holds labels; expected masks (h, w), and None for good images")
-        if self._labelled or not of_pixels:
+                raise InvalidTargetError("masks contains labels; expected masks (h, w), and None for normal images")
+        if self._has_labels or not pixel_names:
             name, target = ("masks", masks) if y is None else ("y", y)
             self.anomalous = anomalous_rows(target, n_images, name=name, zero_one=True)
         else:
             check_length(y if masks is None else masks, n_images, self._name)
-        if of_pixels and not are_masks(self._masks):
+        if pixel_names and not are_masks(self._masks):
             raise InvalidTargetError(
-                f"{' and '.join(of_pixels)} compare pixels, and y holds labels: give masks as y (arrays, PIL images or "
-                "paths, None for good images), or beside it with metadata routing: "
+                f"cannot compute {' and '.join(pixel_names)} from labels: pass masks as y (arrays, PIL images or "
+                "paths, None for normal images), or separately with metadata routing: "
                 "scorer.set_score_request(masks=True) and fit(X, y, masks=masks)"
             )
 
-    def bring_to_maps(self, X: Any, map_shape: tuple[int, int], resize: str) -> None:
-        """Read the masks, and bring them to where the maps are."""
-        self.seen, anomalous = masks_at_map_size(self._masks, X, map_shape, resize, name=self._name)
-        if self._labelled and (contradicting := np.flatnonzero(self.anomalous != anomalous)).size:
+    def resample_masks(self, X: Any, map_shape: tuple[int, int], resize: str) -> None:
+        """Read the masks, and resample them to the anomaly maps."""
+        self.resized, anomalous = masks_at_map_size(self._masks, X, map_shape, resize, name=self._name)
+        if self._has_labels and (contradicting := np.flatnonzero(self.anomalous != anomalous)).size:
             i = contradicting[0]
             raise InvalidTargetError(
-                f"y[{i}] says {'anomalous' if self.anomalous[i] else 'good'}, and masks[{i}] marks "
+                f"y[{i}] is {'anomalous' if self.anomalous[i] else 'normal'}, but masks[{i}] marks "
                 f"{'pixels' if anomalous[i] else 'no pixel'} ({contradicting.size} of {self.n_images} samples disagree)"
             )
         self.anomalous = anomalous
 
-    def one_class_of_images(self) -> str:
-        """Say what is wrong where image metrics are undefined."""
+    def undefined_for_images(self) -> str:
+        """Return why image metrics are undefined, or an empty string."""
         n_anomalous = int(self.anomalous.sum())
         if 0 < n_anomalous < self.n_images:
             return ""
-        return f"all {self.n_images} images are {'anomalous' if n_anomalous else 'good'}; {_BOTH}"
+        return f"all {self.n_images} images are {'anomalous' if n_anomalous else 'normal'}; {_EXPECTED_BOTH}"
 
-    def no_defective_pixel(self) -> str:
-        """Say what is wrong where pixel metrics are undefined."""
-        if any(mask is not None for mask in self.seen):
+    def undefined_for_pixels(self) -> str:
+        """Return why pixel metrics are undefined, or an empty string."""
+        if any(mask is not None for mask in self.resized):
             return ""
         if n := int(self.anomalous.sum()):
-            return f"the defects of {n} masks are too small to be left at the maps' size; raise image_size"
-        return f"all {self.n_images} images are good, no mask marks a pixel; {_BOTH}"
+            return f"the defects of {n} masks vanish at the size of the anomaly maps; increase image_size"
+        return f"all {self.n_images} images are normal, no mask marks a pixel; {_EXPECTED_BOTH}"
 
 
-_BOTH = (
-    "expected good and anomalous ones. In cross-validation, cv=skpbas.model_selection.NormalKFold() puts both into "
-    "every test fold; where training images are scored too, as in learning_curve, give "
+_EXPECTED_BOTH = (
+    "expected normal and anomalous ones. In cross-validation, cv=skpbas.model_selection.NormalKFold() puts both into "
+    "every test fold; if training images are scored too, as in learning_curve, use "
     "AnomalyScorer(..., undefined=float('nan'))"
 )
 
 
 def _detector_and_images(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """Look into searches and pipelines; images go through a pipeline's earlier steps."""
+    """Unwrap searches and pipelines, and apply the earlier steps of a pipeline to the images."""
     while True:
         if hasattr(estimator, "best_estimator_"):
             estimator = estimator.best_estimator_
@@ -314,8 +316,8 @@ def _detector_and_images(estimator: Any, X: Any) -> tuple[Any, Any]:
             return estimator, X
 
 
-def _start(results: Iterator[_Result], detector: Any) -> tuple[Iterator[_Result], tuple[int, int]]:
-    """Return the results and the maps' height and width, which a detector of another kind shows by its first map."""
+def _with_map_shape(results: Iterator[_Result], detector: Any) -> tuple[Iterator[_Result], tuple[int, int]]:
+    """Return the results and the size (height, width) of the anomaly maps; reads the first one if unknown."""
     shape = getattr(detector, "map_shape_", None)
     if shape is None:
         first = next(results)
@@ -327,7 +329,7 @@ def _method(detector: Any, name: str, metrics: Sequence[str]) -> Callable[..., A
     method = getattr(detector, name, None)
     if not callable(method):
         raise TypeError(
-            f"{' and '.join(metrics)} need an estimator with {name}, such as PBASDetector or a pipeline that ends in "
-            f"one; got {type(detector).__name__}"
+            f"cannot compute {' and '.join(metrics)}: expected an estimator with {name}, such as PBASDetector or a "
+            f"pipeline that ends in one; got {type(detector).__name__}"
         )
     return method

@@ -1,4 +1,4 @@
-"""The plain method computes what the package computes, ablations change what they name, and benchmarks run."""
+"""The plain implementation matches the package, ablations change what they name, and benchmarks run."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ import plain  # noqa: E402
 LAYERS = ("layer2", "layer3")
 
 
-def test_the_plain_formulation_gives_the_same_scores_and_anomaly_maps():
+def test_the_plain_implementation_gives_the_same_scores_and_anomaly_maps():
     backbone = build_backbone("resnet18", None, LAYERS, torch.Generator().manual_seed(0)).eval()
     method = plain.PlainMethod(backbone, 384, 64)
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -53,7 +53,7 @@ def test_the_plain_formulation_gives_the_same_scores_and_anomaly_maps():
     np.testing.assert_allclose(rendered.numpy(), anomaly_maps, atol=1e-5)
 
 
-def test_the_ablation_starts_from_the_packages_own_score():
+def test_the_default_scoring_of_the_ablation_is_the_score_of_the_package():
     generator = torch.Generator().manual_seed(0)
     aggregator = PatchAggregator([4, 8], 3, 12)
     networks = Projector(12, generator, "xavier"), Discriminator(12, 8, generator).eval()
@@ -80,12 +80,12 @@ def objective_and_features(make=PBASObjective, **options):
 
 def test_the_hardest_patches_are_those_farthest_from_their_centers():
     objective, features = objective_and_features(ablation.HardestPatches, n_hardest=4)
-    nearest = objective.center[objective.nearest(features)]  # the projector starts as the identity
+    nearest = objective.center[objective.nearest(features)]  # the initial projector is the identity
     distances = torch.linalg.vector_norm(features - nearest, dim=1)
     torch.testing.assert_close(objective(features).center_loss, distances.sort().values[-4:].mean())
 
 
-def test_random_alphas_fill_their_interval():
+def test_random_alphas_cover_their_interval():
     objective, features = objective_and_features(ablation.RandomAlpha, low=0.1, high=0.5)
     terms = objective(features)
     degrees = torch.linalg.vector_norm(terms.anomalies - terms.projected, dim=1) / terms.center_loss
@@ -111,14 +111,14 @@ def test_centers_by_distance_may_differ_from_centers_by_similarity():
     assert not torch.equal(objective.nearest(features), objective_and_features()[0].nearest(features))
 
 
-def test_fewer_centers_are_some_of_all():
+def test_fewer_centers_are_a_subset_of_all():
     whole = objective_and_features()[0].center
     center = objective_and_features(ablation.FewerCenters, n_centers=3)[0].center
     assert center.shape == (3, 6)
     assert (center[:, None] == whole).all(2).sum() == 3
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_active_in_training_only():
     objective, features = objective_and_features(ablation.HiddenDropout, rate=0.5)
     default = objective_and_features()[0].eval()
     assert torch.equal(objective.eval().discriminator(features), default.discriminator(features))
@@ -126,7 +126,7 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(objective(features).normal_logits, objective(features).normal_logits)
 
 
-def test_ablations_of_the_steps_change_how_long_training_is():
+def test_ablations_of_the_steps_change_the_number_of_epochs():
     settings = PBASDetector()._training_settings()
 
     def epochs(name):
@@ -139,7 +139,7 @@ def test_ablations_of_the_steps_change_how_long_training_is():
     assert epochs("twice the steps") == [120, 48]
 
 
-def test_the_recorded_rows_name_ablations_that_exist():
+def test_the_recorded_rows_name_existing_ablations():
     with (BENCHMARKS / "ablation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["training"] for row in rows} <= set(ablation.TRAININGS)
@@ -147,7 +147,7 @@ def test_the_recorded_rows_name_ablations_that_exist():
     assert ablation.summary(rows)[0]["training"] == "default"
 
 
-def test_plain_steps_lower_the_loss():
+def test_plain_training_steps_lower_the_loss():
     backbone = build_backbone("resnet18", None, LAYERS, torch.Generator().manual_seed(0)).eval()
     method = plain.PlainMethod(backbone, 48, 64)
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

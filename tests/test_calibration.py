@@ -1,4 +1,4 @@
-"""The conformal threshold keeps its promise, says when it cannot, and is an estimator like any other."""
+"""The guarantee of the conformal threshold, its errors, and its behavior as an estimator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from skpbas.errors import CalibrationError, InvalidImageError, InvalidTargetErro
 
 
 class Plain(OutlierMixin, BaseEstimator):
-    """A sample is its own score; remembers what it was fitted on."""
+    """Each sample is its own score; stores the training samples."""
 
     def fit(self, X, y=None):
         self.seen_ = np.ravel(X).copy()
@@ -44,15 +44,15 @@ class Plain(OutlierMixin, BaseEstimator):
         return np.ravel(X)
 
 
-class Deviation(Plain):
-    """Minus the distance from the training samples' mean, in their deviations."""
+class Standardized(Plain):
+    """Minus the distance from the mean of the training samples, in standard deviations."""
 
     def score_samples(self, X):
         return -np.abs(np.ravel(X) - self.seen_.mean()) / self.seen_.std()
 
 
 class Nearest(Plain):
-    """Minus the distance to the nearest training sample, which is 0 for each of these: the worst of overfitting."""
+    """Minus the distance to the nearest training sample, which is 0 for all of them: extreme overfitting."""
 
     def score_samples(self, X):
         return -np.abs(np.ravel(X)[:, None] - self.seen_).min(axis=1)
@@ -64,7 +64,7 @@ class Untrainable(Plain):
 
 
 class Images(PBASDetector):
-    """Keeps the training images, to see whether they are the caller's or copies."""
+    """Keeps the training images, to check that they are not copies."""
 
     def fit(self, X, y=None):
         self.given_ = X
@@ -75,50 +75,50 @@ def in_fractions(rate, n):
     return math.floor(Fraction(repr(rate)) * (n + 1))
 
 
-def rate_over_repeats(detector, draw, n_good, rate, n_repeats=1000, n_new=200, seed=0):
-    """Mean share of new good samples flagged, and what chance may add to it or take from it (4 deviations)."""
+def rate_over_repeats(detector, draw, n_normal, rate, n_repeats=1000, n_new=200, seed=0):
+    """Mean fraction of new normal samples flagged, its random error (4 standard errors), and the guaranteed rate."""
     rng = np.random.default_rng(seed)
     shares = []
     for repeat in range(n_repeats):
         model = ConformalThreshold(detector, max_false_alarm_rate=rate, random_state=repeat)
-        model.fit(draw(rng, (n_good, 1)))
+        model.fit(draw(rng, (n_normal, 1)))
         shares.append((model.predict(draw(rng, (n_new, 1))) == -1).mean())
     return np.mean(shares), 4 * np.std(shares) / np.sqrt(n_repeats), model.false_alarm_rate_
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
     "heavy tails": lambda rng, shape: rng.standard_cauchy(size=shape),
     "skewed": lambda rng, shape: rng.gumbel(size=shape),
 }
 
 
-# The promise ----------------------------------------------------------------------------------------------
+# The guarantee --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("n_good", "rate"), [(198, 0.01), (60, 0.05), (45, 0.1)])
-def test_over_a_thousand_repeats_exactly_the_promised_share_of_good_samples_is_flagged(law, n_good, rate):
-    flagged, chance, promised = rate_over_repeats(Plain(), LAWS[law], n_good, rate)
-    assert promised <= rate
-    assert abs(flagged - promised) < chance < promised / 2
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("n_normal", "rate"), [(198, 0.01), (60, 0.05), (45, 0.1)])
+def test_the_mean_false_alarm_rate_equals_the_guaranteed_rate(distribution, n_normal, rate):
+    flagged, error, guaranteed = rate_over_repeats(Plain(), DISTRIBUTIONS[distribution], n_normal, rate)
+    assert guaranteed <= rate
+    assert abs(flagged - guaranteed) < error < guaranteed / 2
 
 
-@pytest.mark.parametrize("detector", [Deviation(), Nearest()])
-def test_the_promise_holds_whatever_training_does_to_the_scores(detector):
-    flagged, chance, promised = rate_over_repeats(detector, LAWS["heavy tails"], 40, 0.1)
-    assert abs(flagged - promised) < chance < promised / 2
+@pytest.mark.parametrize("detector", [Standardized(), Nearest()])
+def test_the_guarantee_holds_for_any_effect_of_training_on_the_scores(detector):
+    flagged, error, guaranteed = rate_over_repeats(detector, DISTRIBUTIONS["heavy tails"], 40, 0.1)
+    assert abs(flagged - guaranteed) < error < guaranteed / 2
 
 
-def test_with_ties_fewer_are_flagged_and_never_more():
+def test_ties_lower_the_false_alarm_rate():
     def few_values(rng, shape):
         return rng.integers(4, size=shape).astype(float)
 
-    flagged, chance, promised = rate_over_repeats(Plain(), few_values, 80, 0.3)
-    assert flagged < promised - chance
+    flagged, error, guaranteed = rate_over_repeats(Plain(), few_values, 80, 0.3)
+    assert flagged < guaranteed - error
 
 
-def test_p_values_of_good_samples_are_at_or_below_a_level_no_more_often_than_it_says():
+def test_p_values_of_normal_samples_are_valid():
     rng = np.random.default_rng(0)
     p_values = []
     for repeat in range(1000):
@@ -135,7 +135,7 @@ def test_p_values_of_good_samples_are_at_or_below_a_level_no_more_often_than_it_
     percent=st.one_of(st.integers(1, 99).map(lambda i: i / 100), st.floats(1e-3, 0.999)),
 )
 @settings(max_examples=300, deadline=None)
-def test_a_sample_is_flagged_exactly_where_its_p_value_is_at_or_below_the_rate(calibration, new, percent):
+def test_a_sample_is_flagged_exactly_if_its_p_value_is_at_most_the_rate(calibration, new, percent):
     model = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=percent)
     calibration, new = np.array(calibration, float)[:, None], np.array(new, float)[:, None]
     if 1 / (len(calibration) + 1) > percent:
@@ -150,7 +150,7 @@ def test_a_sample_is_flagged_exactly_where_its_p_value_is_at_or_below_the_rate(c
 
 @given(thousandths=st.integers(1, 999), n=st.integers(1, 3000))
 @settings(max_examples=500, deadline=None)
-def test_the_threshold_is_the_kth_score_also_where_floating_point_rounds_k_down(thousandths, n):
+def test_the_threshold_is_the_kth_score_even_if_floating_point_rounds_k_down(thousandths, n):
     rate = thousandths / 1000
     rank = in_fractions(rate, n)
     model = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=rate)
@@ -164,7 +164,7 @@ def test_the_threshold_is_the_kth_score_also_where_floating_point_rounds_k_down(
 
 
 @pytest.mark.parametrize("category", ["mvtec/bottle", "mvtec/screw", "kolektorsdd/commutator"])
-def test_on_real_parts_the_promise_holds_for_held_out_images(shared, category):
+def test_the_guarantee_holds_for_held_out_images_of_real_parts(shared, category):
     root, name = (shared / "data" / category).parent, category.split("/")[1]
     images = np.random.default_rng(0).permutation(load_mvtec(root, name, "train").images)[:130].tolist()
     detector = PBASDetector("embedded", image_size=64, max_epochs=4, device="cpu", random_state=0).fit(images[:50])
@@ -176,22 +176,22 @@ def test_on_real_parts_the_promise_holds_for_held_out_images(shared, category):
         model.fit(scores[order[:n]])
         shares.append((model.predict(scores[order[n:]]) == -1).mean())
     assert abs(np.mean(shares) - model.false_alarm_rate_) < 4 * np.std(shares) / np.sqrt(1000)
-    # and of the test set's good images, which nobody drew from the same pool, no more than chance allows
+    # the same for normal test images, which are not from the same pool
     test = load_mvtec(root, name, "test")
-    good = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
+    normal = [image for image, label in zip(test.images, test.labels, strict=True) if label == 1]
     model = ConformalThreshold(FrozenEstimator(detector), max_false_alarm_rate=0.05).fit(images[50:])
     rank = round(model.false_alarm_rate_ * 81)
-    flagged = np.count_nonzero(model.predict(good) == -1)
-    assert flagged <= betabinom.ppf(0.999, len(good), rank, 81 - rank)
+    flagged = np.count_nonzero(model.predict(normal) == -1)
+    assert flagged <= betabinom.ppf(0.999, len(normal), rank, 81 - rank)
 
 
 # Too few images -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "rate"), [(98, 0.01), (18, 0.05), (8, 0.1), (1, 0.3)])
-def test_one_image_too_few_is_an_error_and_the_number_it_names_is_enough(n, rate):
+def test_one_image_too_few_is_an_error_and_the_number_in_the_message_suffices(n, rate):
     model = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=rate)
-    with pytest.raises(CalibrationError, match=f"max_false_alarm_rate={rate:g}.*{n} calibrate") as raised:
+    with pytest.raises(CalibrationError, match=f"max_false_alarm_rate={rate:g}.*there are {n}") as raised:
         model.fit(np.arange(n)[:, None])
     needed = int(re.search(r"at least (\d+)", str(raised.value)).group(1))
     smallest = float(re.search(r"to (\S+) or more, the smallest", str(raised.value)).group(1))
@@ -202,17 +202,17 @@ def test_one_image_too_few_is_an_error_and_the_number_it_names_is_enough(n, rate
     model.set_params(max_false_alarm_rate=smallest).fit(np.arange(n)[:, None])
 
 
-def test_too_few_images_are_noticed_before_training_and_another_split_is_named_where_it_helps():
-    with pytest.raises(CalibrationError, match=r"holds out 75 of 150.*calibration_size=99, which leaves 51 to train"):
+def test_too_few_images_are_detected_before_training_and_the_error_suggests_a_split():
+    with pytest.raises(CalibrationError, match=r"holds out 75 of 150.*calibration_size=99, which leaves 51 for"):
         ConformalThreshold(Untrainable()).fit(np.zeros((150, 1)))
-    with pytest.raises(CalibrationError, match=r"holds out 45 of 90: give more, or set"):
+    with pytest.raises(CalibrationError, match=r"holds out 45 of 90: provide more, or set"):
         ConformalThreshold(Untrainable()).fit(np.zeros((90, 1)))
     ConformalThreshold(Plain(), calibration_size=99).fit(np.arange(150.0)[:, None])
 
 
 @pytest.mark.parametrize("size", [10, 0.99])
 def test_holding_out_every_image_is_an_error(size):
-    with pytest.raises(CalibrationError, match=f"calibration_size={size} holds out 10 .*n_samples=10: none is left"):
+    with pytest.raises(CalibrationError, match=f"calibration_size={size} holds out 10 .*n_samples=10, which leaves"):
         ConformalThreshold(Untrainable(), max_false_alarm_rate=0.5, calibration_size=size).fit(np.zeros((10, 1)))
 
 
@@ -223,7 +223,7 @@ def test_images_that_are_all_anomalous_are_an_error(detector):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_scores_that_are_not_finite_set_no_threshold(bad):
+def test_non_finite_scores_are_an_error(bad):
     scores = np.arange(40.0)
     scores[[3, 5]] = bad
     with pytest.raises(CalibrationError, match="NaN or infinity for 2 of 40"):
@@ -241,13 +241,13 @@ def test_scores_that_are_not_finite_set_no_threshold(bad):
         ({"random_state": "zero"}, "random_state"),
     ],
 )
-def test_a_bad_parameter_is_named(parameters, name):
+def test_the_error_names_an_invalid_parameter(parameters, name):
     with pytest.raises(ValueError, match=f"The '{name}' parameter of ConformalThreshold"):
         ConformalThreshold(**{"detector": Plain(), **parameters}).fit(np.zeros((400, 1)))
 
 
-def test_a_single_path_and_a_short_y_are_refused_with_the_way_out():
-    with pytest.raises(InvalidImageError, match="give a list"):
+def test_a_single_path_and_a_short_y_are_rejected():
+    with pytest.raises(InvalidImageError, match="pass a list"):
         ConformalThreshold(Untrainable()).fit("parts/good")
     with pytest.raises(InvalidTargetError, match="y has 3 entries for 400 images"):
         ConformalThreshold(Untrainable()).fit(np.zeros((400, 1)), [1, 1, 1])
@@ -257,7 +257,7 @@ def test_a_single_path_and_a_short_y_are_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize(("size", "n_held_out"), [(0.5, 51), (0.25, 26), (60, 60)])
-def test_every_good_sample_trains_or_calibrates_and_none_does_both(size, n_held_out):
+def test_every_normal_sample_is_used_for_either_training_or_calibration(size, n_held_out):
     X = np.arange(101.0)[:, None]
     model = ConformalThreshold(Plain(), max_false_alarm_rate=0.1, calibration_size=size).fit(X)
     assert len(model.calibration_scores_) == n_held_out
@@ -265,7 +265,7 @@ def test_every_good_sample_trains_or_calibrates_and_none_does_both(size, n_held_
 
 
 @pytest.mark.parametrize("as_masks", [False, True])
-def test_anomalous_samples_neither_train_nor_calibrate(as_masks):
+def test_anomalous_samples_are_used_for_neither_training_nor_calibration(as_masks):
     X = np.arange(60.0)[:, None]
     labels = np.where(np.arange(60) % 3 == 0, -1, 1)
     y = [None if label == 1 else np.eye(2) for label in labels] if as_masks else labels
@@ -273,9 +273,9 @@ def test_anomalous_samples_neither_train_nor_calibrate(as_masks):
     assert sorted([*model.detector_.seen_, *model.calibration_scores_]) == X[labels == 1, 0].tolist()
 
 
-def test_an_int_gives_the_same_split_another_int_another_and_numpys_own_stream_stays():
+def test_the_split_depends_on_random_state_only():
     X = np.random.default_rng(0).normal(size=(100, 1))
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 - it is this stream that must not move
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global random state under test
     splits = [
         ConformalThreshold(Plain(), max_false_alarm_rate=0.1, random_state=seed).fit(X).calibration_scores_
         for seed in (0, 0, 1, None, None)
@@ -285,7 +285,7 @@ def test_an_int_gives_the_same_split_another_int_another_and_numpys_own_stream_s
     assert len({tuple(split) for split in splits}) == 4
 
 
-def test_a_frozen_detector_is_not_trained_and_every_good_sample_calibrates():
+def test_a_frozen_detector_is_calibrated_on_all_normal_samples_without_training():
     detector = Plain().fit(np.arange(5.0))
     model = ConformalThreshold(FrozenEstimator(detector), max_false_alarm_rate=0.1).fit(np.arange(30.0)[:, None])
     assert model.detector_.estimator is detector
@@ -293,42 +293,42 @@ def test_a_frozen_detector_is_not_trained_and_every_good_sample_calibrates():
     assert model.calibration_scores_.tolist() == list(range(30))
 
 
-def test_a_frozen_detector_that_was_never_fitted_is_an_error():
+def test_an_unfitted_frozen_detector_is_an_error():
     with pytest.raises(NotFittedError):
         ConformalThreshold(FrozenEstimator(IsolationForest()), max_false_alarm_rate=0.1).fit(np.zeros((30, 2)))
 
 
-def test_the_detector_given_stays_unfitted():
+def test_the_original_detector_stays_unfitted():
     detector = Plain()
     ConformalThreshold(detector, max_false_alarm_rate=0.1).fit(np.arange(40.0)[:, None])
     assert not hasattr(detector, "seen_")
 
 
-# An estimator like any other ------------------------------------------------------------------------------
+# Behavior as an estimator ----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:y is left aside:UserWarning")  # the battery's y are classes of its own
+@pytest.mark.filterwarnings("ignore:y is ignored:UserWarning")  # the checks pass unrelated class labels
 @parametrize_with_checks(
     [ConformalThreshold(IsolationForest(n_estimators=5, random_state=0), max_false_alarm_rate=0.2, random_state=0)]
 )
-def test_the_estimator_passes_sklearns_check(estimator, check):
+def test_the_estimator_passes_the_checks_of_sklearn(estimator, check):
     check(estimator)
 
 
-def test_the_tags_are_those_of_the_detector():
-    of_images = ConformalThreshold(PBASDetector()).__sklearn_tags__()
-    assert of_images.estimator_type == "outlier_detector"
-    assert of_images.input_tags.three_d_array
-    assert not of_images.input_tags.two_d_array
+def test_the_tags_match_those_of_the_detector():
+    tags = ConformalThreshold(PBASDetector()).__sklearn_tags__()
+    assert tags.estimator_type == "outlier_detector"
+    assert tags.input_tags.three_d_array
+    assert not tags.input_tags.two_d_array
     assert ConformalThreshold(IsolationForest()).__sklearn_tags__().input_tags.sparse
 
 
-def test_maps_are_there_where_the_detector_has_them():
+def test_anomaly_map_exists_only_if_the_detector_has_it():
     assert hasattr(ConformalThreshold(PBASDetector()), "anomaly_map")
     assert not hasattr(ConformalThreshold(IsolationForest()), "anomaly_map")
 
 
-def test_cross_validated_predictions_keep_the_promise_and_find_outliers():
+def test_cross_validated_predictions_keep_the_rate_and_find_outliers():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(size=(600, 2)), rng.normal(8, 1, size=(60, 2))])
     y = np.repeat([1, -1], [600, 60])
@@ -340,8 +340,8 @@ def test_cross_validated_predictions_keep_the_promise_and_find_outliers():
     labels = cross_val_predict(model, X, y, cv=KFold(5, shuffle=True, random_state=0), method="predict")
     assert (labels[y == 1] == -1).mean() < 0.1
     assert (labels[y == -1] == -1).mean() > 0.9
-    good = X[y == 1]
-    labels, margins = (cross_val_predict(model, good, cv=5, method=m) for m in ("predict", "decision_function"))
+    normal = X[y == 1]
+    labels, margins = (cross_val_predict(model, normal, cv=5, method=m) for m in ("predict", "decision_function"))
     np.testing.assert_array_equal(margins < 0, labels == -1)
 
 
@@ -356,7 +356,7 @@ def on_images(images):
     return ConformalThreshold(detector, max_false_alarm_rate=0.1, random_state=0).fit(images)
 
 
-def test_scores_labels_and_maps_of_images_are_the_detectors_against_the_new_threshold(on_images, images):
+def test_scores_and_anomaly_maps_are_the_detectors_and_labels_use_the_new_threshold(on_images, images):
     few, inner = images[:4], on_images.detector_
     np.testing.assert_array_equal(on_images.score_samples(few), inner.score_samples(few))
     np.testing.assert_array_equal(on_images.decision_function(few), inner.score_samples(few) - on_images.offset_)
@@ -373,8 +373,8 @@ def test_paths_and_arrays_of_the_same_images_give_the_same_threshold(on_images, 
     paths = [tmp_path / f"{i:02d}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
-    of_paths = clone(on_images).fit(paths)
-    np.testing.assert_array_equal(of_paths.calibration_scores_, on_images.calibration_scores_)
+    from_paths = clone(on_images).fit(paths)
+    np.testing.assert_array_equal(from_paths.calibration_scores_, on_images.calibration_scores_)
 
 
 def test_an_array_of_images_is_not_copied():
@@ -384,7 +384,7 @@ def test_an_array_of_images_is_not_copied():
     assert all(np.shares_memory(image, images) for image in model.detector_.given_)
 
 
-def test_a_copy_from_disk_gives_the_same_p_values(on_images, images):
+def test_a_pickled_copy_gives_the_same_p_values(on_images, images):
     copy = pickle.loads(pickle.dumps(on_images))
     np.testing.assert_array_equal(copy.p_values(images), on_images.p_values(images))
     assert copy.offset_ == on_images.offset_
@@ -401,7 +401,7 @@ def test_a_search_over_the_detectors_parameters_works(on_images, images):
     assert search.best_estimator_.detector_.alpha == search.best_params_["detector__alpha"]
 
 
-def test_what_an_earlier_fit_left_is_gone_with_the_next():
+def test_attributes_of_an_earlier_fit_are_removed():
     model = ConformalThreshold(IsolationForest(n_estimators=5), max_false_alarm_rate=0.2).fit(np.eye(40))
     assert model.n_features_in_ == 40
     assert not hasattr(model.set_params(detector=Plain()).fit(np.arange(40.0)[:, None]), "n_features_in_")
@@ -410,7 +410,7 @@ def test_what_an_earlier_fit_left_is_gone_with_the_next():
 # The benchmark --------------------------------------------------------------------------------------------
 
 
-def test_the_thresholds_benchmark_continues_where_it_stopped(tmp_path):
+def test_the_thresholds_benchmark_resumes(tmp_path):
     table = tmp_path / "thresholds.csv"
     command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / "thresholds.py", "--output", table]
     command += ["--kinds", "hex_nut", "--image-size", "32", "--max-epochs", "1", "--seeds", "0"]

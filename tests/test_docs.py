@@ -1,4 +1,4 @@
-"""The documentation names what there is, and builds."""
+"""The documentation matches the code, and builds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skpbas.datasets import make_inspection_images
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES_OF_THEIR_OWN = {"backbones.embedded"}  # modules of the core that docs/<name>.rst describes
+DOCUMENTED_ELSEWHERE = {"backbones.embedded"}  # modules of the core described in docs/<name>.rst
 
 
 def two_commands() -> str:
@@ -34,7 +34,7 @@ ESTIMATORS = [PBASDetector, ConformalThreshold]
 
 
 def documented(estimator, section):
-    """The entries of a section of a class's docstring: name, type and description of each, in their order."""
+    """Return the entries of a docstring section of a class in order: name, type and description of each."""
     entries = pytest.importorskip("numpydoc.docscrape").NumpyDocString(inspect.getdoc(estimator))[section]
     return [
         (name, entry.type, " ".join(entry.desc))
@@ -45,11 +45,11 @@ def documented(estimator, section):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_parameter_is_documented_in_its_place_with_its_default(estimator):
+def test_every_parameter_is_documented_in_order_with_its_default(estimator):
     parameters = inspect.signature(estimator).parameters
     entries = documented(estimator, "Parameters")
     assert [name for name, _, _ in entries] == list(parameters)
-    shared = {}  # defaults of "a, b : float, default=1, 2", by the type that they share
+    shared = {}  # defaults of "a, b : float, default=1, 2", by their shared type
     for name, kind, text in entries:
         assert kind
         assert text.endswith(".")
@@ -60,14 +60,14 @@ def test_every_parameter_is_documented_in_its_place_with_its_default(estimator):
         assert ast.literal_eval(options.pop(0) if len(options) > 1 else options[0]) == parameters[name].default, name
 
 
-def test_the_parameters_of_the_detector_stand_under_headings():
+def test_the_parameters_of_the_detector_are_grouped_under_headings():
     entries = pytest.importorskip("numpydoc.docscrape").NumpyDocString(inspect.getdoc(PBASDetector))["Parameters"]
     assert [entry.name for entry in entries if entry.name in HEADINGS] == HEADINGS
     assert all(entry.desc and not entry.type for entry in entries if entry.name in HEADINGS)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_fitted_attribute_is_documented_and_no_other(estimator):
+def test_exactly_the_fitted_attributes_are_documented(estimator):
     images = make_inspection_images(6, 0, size=32, random_state=0).images
     detector = PBASDetector("embedded", image_size=32, max_epochs=1, device="cpu", random_state=0)
     if estimator is ConformalThreshold:
@@ -98,7 +98,7 @@ def test_the_reference_lists_every_class_and_function_of_the_core():
     missing = []
     for info in walk_packages(core.__path__, "skpbas.core."):
         place = info.name.removeprefix("skpbas.core.")
-        if place in PAGES_OF_THEIR_OWN:
+        if place in DOCUMENTED_ELSEWHERE:
             continue
         module = import_module(info.name)
         for name, value in vars(module).items():
@@ -108,7 +108,7 @@ def test_the_reference_lists_every_class_and_function_of_the_core():
     assert missing == []
 
 
-def test_the_readme_has_two_commands_of_which_one_runs_the_demo_and_one_the_tests():
+def test_the_readme_has_one_command_for_the_demo_and_one_for_the_tests():
     section = two_commands()
     assert re.findall(r"^```(\S+)", section, flags=re.MULTILINE) == ["bash", "bash"]
     demo, tests = re.findall(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
@@ -121,7 +121,7 @@ def test_the_readme_has_two_commands_of_which_one_runs_the_demo_and_one_the_test
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "LICENSE", ".pre-commit-config.yaml"])
-def test_the_files_that_a_checkout_is_read_by_are_there(name):
+def test_the_standard_project_files_exist(name):
     assert (ROOT / name).read_text(encoding="utf-8").strip()
 
 
@@ -146,4 +146,4 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     assert list((tmp_path / "html" / "_images").glob("sphx_glr_plot_first_detector_001*"))
     method = (tmp_path / "html" / "method.html").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r'class="eqno">\((\d+)\)', method)]
-    assert numbers == list(range(1, 13))  # the article's
+    assert numbers == list(range(1, 13))  # as in the paper

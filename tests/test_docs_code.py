@@ -1,4 +1,4 @@
-"""The code in README and docs runs: every page from its first block to its last, on small images."""
+"""The code blocks in README and docs run on small images, all blocks of a page in order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torchvision
 from helpers import ROOT
 from PIL import Image
 
-import skpbas._training.settings
 from skpbas import PBASDetector
+from skpbas._training.settings import n_epochs
 from skpbas.core.backbones import factory
 from skpbas.datasets import make_inspection_images
 
@@ -31,7 +31,7 @@ def python_blocks(page: Path) -> list[str]:
 
 
 def random_state_dict(name, **_):
-    """What torchvision would download, with random numbers."""
+    """The state dict that torchvision would download, with random values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torchvision.models.get_model(name, weights=None).state_dict()
@@ -44,7 +44,7 @@ def parts():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, parts):
-    """A working folder with the files that the pages speak of."""
+    """A working directory with the files used on the pages."""
 
     def save(pixels, path):
         path = tmp_path / path
@@ -67,8 +67,8 @@ def folder(tmp_path, monkeypatch, parts):
 @pytest.fixture
 def names(folder, parts, monkeypatch):
     """What the pages take as given; training is short, and nothing is downloaded."""
-    monkeypatch.setattr(skpbas._training.settings, "SUFFICIENT_STEPS", 2)
-    monkeypatch.setattr(skpbas._training.settings, "SUFFICIENT_EPOCHS", 1)
+    monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_steps", 2)
+    monkeypatch.setitem(n_epochs.__kwdefaults__, "sufficient_epochs", 1)
     monkeypatch.setattr(factory, "imagenet_state_dict", random_state_dict)
     masks = [mask if mask.any() else None for mask in parts.masks]
     return {

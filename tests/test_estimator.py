@@ -1,4 +1,4 @@
-"""The estimator's promises, method by method."""
+"""The behavior of the estimator, method by method."""
 
 import copy
 import pickle
@@ -21,21 +21,21 @@ from skpbas.errors import InvalidImageError, InvalidTargetError, TrainingError
 
 
 @pytest.fixture(scope="module")
-def spoiled(good_images):
-    """Good images with a patch of noise each."""
+def corrupted(good_images):
+    """Normal images, each with a patch of noise."""
     images = good_images.copy()
     images[:, 20:40, 20:40] = np.random.default_rng(1).integers(0, 256, (len(images), 20, 20, 3))
     return images
 
 
-def test_spoiled_images_score_as_more_anomalous_where_they_are_spoiled(fitted, good_images, spoiled):
-    assert fitted.score_samples(spoiled).max() < fitted.score_samples(good_images).min()
-    maps = fitted.anomaly_map(spoiled)
+def test_corrupted_images_score_as_more_anomalous_at_the_corruption(fitted, good_images, corrupted):
+    assert fitted.score_samples(corrupted).max() < fitted.score_samples(good_images).min()
+    maps = fitted.anomaly_map(corrupted)
     assert maps[:, 24:36, 24:36].mean() > 1.2 * maps[:, :, 50:].mean()
 
 
-def test_labels_are_the_sign_of_the_decision_and_the_decision_is_score_less_offset(fitted, good_images, spoiled):
-    X = np.concatenate([good_images, spoiled])
+def test_the_decision_is_the_score_minus_the_offset_and_labels_are_its_sign(fitted, good_images, corrupted):
+    X = np.concatenate([good_images, corrupted])
     decision = fitted.decision_function(X)
     np.testing.assert_array_equal(decision, fitted.score_samples(X) - fitted.offset_)
     np.testing.assert_array_equal(fitted.predict(X), np.where(decision < 0, -1, 1))
@@ -51,35 +51,35 @@ def test_the_same_image_scores_the_same_in_any_batch(fitted, good_images):
     np.testing.assert_array_equal(together[::-1], fitted.score_samples(good_images[::-1]))
 
 
-def test_scores_still_rank_where_probabilities_round_to_one(good_images, spoiled):
+def test_scores_still_rank_if_probabilities_round_to_one(good_images, corrupted):
     fitted = small_detector(patch_score="discriminator").fit(good_images)
     detector = copy.deepcopy(fitted)
     detector.model_.patch_scorer.output.mul_(1e4)
-    scores = detector.score_samples(spoiled)
+    scores = detector.score_samples(corrupted)
     assert (torch.sigmoid(torch.from_numpy(-scores).float()) == 1).all()
-    assert len(np.unique(scores)) == len(spoiled)
-    np.testing.assert_array_equal(np.argsort(scores), np.argsort(fitted.score_samples(spoiled)))
+    assert len(np.unique(scores)) == len(corrupted)
+    np.testing.assert_array_equal(np.argsort(scores), np.argsort(fitted.score_samples(corrupted)))
 
 
-def test_fused_scores_still_rank_where_probabilities_round_to_one(fitted, spoiled):
+def test_fused_scores_still_rank_if_probabilities_round_to_one(fitted, corrupted):
     detector = copy.deepcopy(fitted)
     detector.model_.patch_scorer.discriminator.output.mul_(1e4)
-    assert len(np.unique(detector.score_samples(spoiled))) == len(spoiled)
+    assert len(np.unique(detector.score_samples(corrupted))) == len(corrupted)
 
 
 @pytest.mark.parametrize("score", ["discriminator", "distance", "fused"])
-def test_every_score_finds_what_is_spoiled_and_gives_maps_in_the_unit_interval(score, good_images, spoiled):
-    # pretrained features: among random ones a discriminator alone points well with some seeds only
+def test_every_score_detects_corruption_and_gives_anomaly_maps_in_the_unit_interval(score, good_images, corrupted):
+    # pretrained features: with random ones the discriminator alone localizes well for some seeds only
     detector = small_detector(patch_score=score, image_size=128, max_epochs=30).set_params(backbone="embedded")
     detector.fit(good_images)
-    assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
-    maps = detector.anomaly_map(spoiled)
+    assert detector.score_samples(corrupted).max() < detector.score_samples(good_images).min()
+    maps = detector.anomaly_map(corrupted)
     assert maps.min() >= 0
     assert maps.max() <= 1
     assert maps[:, 48:72, 48:72].mean() > 1.1 * maps[:, :, 100:].mean()
 
 
-def test_maps_lie_in_the_unit_interval_at_the_models_size(fitted, good_images):
+def test_anomaly_maps_have_the_model_size_and_are_in_the_unit_interval(fitted, good_images):
     maps = fitted.anomaly_map(good_images)
     assert maps.shape == (len(good_images), *fitted.map_shape_)
     assert maps.dtype == np.float32
@@ -87,7 +87,7 @@ def test_maps_lie_in_the_unit_interval_at_the_models_size(fitted, good_images):
     assert maps.max() <= 1
 
 
-def test_maps_at_input_size_follow_each_image(fitted):
+def test_anomaly_maps_at_input_size_have_the_size_of_each_image(fitted):
     X = [textured_images(1, side)[0] for side in (48, 64, 100)]
     maps = fitted.anomaly_map(X, size="input")
     assert [m.shape for m in maps] == [(48, 48), (64, 64), (100, 100)]
@@ -97,13 +97,13 @@ def test_maps_at_input_size_follow_each_image(fitted):
         fitted.anomaly_map(X, size="original")
 
 
-def test_maps_and_scores_can_be_had_one_by_one_from_one_pass(fitted, good_images):
+def test_scores_and_anomaly_maps_can_be_iterated_in_one_pass(fitted, good_images):
     pairs = list(fitted.iter_scores_and_maps(good_images))
     np.testing.assert_array_equal([score for score, _ in pairs], fitted.score_samples(good_images))
     np.testing.assert_array_equal(list(fitted.iter_anomaly_maps(good_images)), fitted.anomaly_map(good_images))
 
 
-def test_a_generator_of_maps_reads_no_further_than_it_is_asked(fitted, good_images, tmp_path):
+def test_iterating_anomaly_maps_reads_images_lazily(fitted, good_images, tmp_path):
     Image.fromarray(good_images[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     maps = fitted.iter_anomaly_maps([tmp_path / "good.png", tmp_path / "bad.png"])
@@ -112,19 +112,19 @@ def test_a_generator_of_maps_reads_no_further_than_it_is_asked(fitted, good_imag
         next(maps)
 
 
-def test_crop_leaves_nan_where_it_did_not_look_and_warns():
+def test_crop_leaves_nan_outside_the_view_and_warns():
     wide = textured_images(4, 64)[:, :, :, :]
     wide = np.concatenate([wide, wide], axis=2)
-    with pytest.warns(UserWarning, match=r'resize="crop" leaves up to 50% unseen of 4 of 4'):
+    with pytest.warns(UserWarning, match=r'resize="crop" discards up to 50% of the area of 4 of 4'):
         detector = small_detector(resize="crop", max_epochs=1).fit(wide)
-    with pytest.warns(UserWarning, match="unseen"):
+    with pytest.warns(UserWarning, match="discards up to 50%"):
         maps = detector.anomaly_map(wide, size="input")
     assert maps.shape == (4, 64, 128)
     assert np.isnan(maps[:, :, :31]).all()
     assert np.isfinite(maps[:, :, 33:95]).all()
 
 
-def test_the_same_seed_gives_the_same_detector_whatever_the_global_seeds(good_images):
+def test_the_same_seed_gives_the_same_detector_for_any_global_seed(good_images):
     first = small_detector(random_state=3).fit(good_images)
     np.random.seed(99)  # noqa: NPY002
     torch.manual_seed(99)
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_detector_whatever_the_global_seeds(good_im
 
 
 @pytest.mark.parametrize("random_state", [0, None])
-def test_fitting_and_scoring_leave_the_global_streams_untouched(good_images, random_state):
+def test_fitting_and_scoring_do_not_change_the_global_random_states(good_images, random_state):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -146,18 +146,18 @@ def test_fitting_and_scoring_leave_the_global_streams_untouched(good_images, ran
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("way", ["joblib", "pickle", "deepcopy"])
-def test_copies_score_the_same(fitted, good_images, tmp_path, way):
-    if way == "joblib":
+@pytest.mark.parametrize("method", ["joblib", "pickle", "deepcopy"])
+def test_copies_score_the_same(fitted, good_images, tmp_path, method):
+    if method == "joblib":
         joblib.dump(fitted, tmp_path / "detector.joblib")
         copied = joblib.load(tmp_path / "detector.joblib")
     else:
-        copied = pickle.loads(pickle.dumps(fitted)) if way == "pickle" else copy.deepcopy(fitted)
+        copied = pickle.loads(pickle.dumps(fitted)) if method == "pickle" else copy.deepcopy(fitted)
     np.testing.assert_array_equal(copied.score_samples(good_images), fitted.score_samples(good_images))
     np.testing.assert_array_equal(copied.anomaly_map(good_images), fitted.anomaly_map(good_images))
 
 
-def test_a_detector_fitted_on_another_device_is_pickled_from_the_cpu_and_opens_there(fitted, good_images, monkeypatch):
+def test_a_detector_fitted_on_another_device_is_pickled_from_the_cpu_and_loads_there(fitted, good_images, monkeypatch):
     detector = copy.deepcopy(fitted)
     moved = []
     original = nn.Module.to
@@ -175,7 +175,7 @@ def test_a_detector_fitted_on_another_device_is_pickled_from_the_cpu_and_opens_t
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_detector_fitted_on_cuda_opens_in_a_process_without_one(good_images, tmp_path):
+def test_a_detector_fitted_on_cuda_loads_in_a_process_without_cuda(good_images, tmp_path):
     detector = small_detector(device="cuda").fit(good_images)
     assert detector.center_.is_cuda
     joblib.dump(detector, tmp_path / "d.joblib")
@@ -189,22 +189,22 @@ def test_a_detector_fitted_on_cuda_opens_in_a_process_without_one(good_images, t
 
 
 @pytest.mark.parametrize("center_init", ["alignment", "mean", "ema", "kmeans"])
-def test_every_center_can_be_chosen(good_images, center_init):
+def test_every_center_init_works(good_images, center_init):
     detector = small_detector(center_init=center_init, max_epochs=1).fit(good_images)
     assert detector.center_.shape == (64, 384)
     assert np.isfinite(detector.score_samples(good_images)).all()
 
 
-def test_without_synthesis_images_are_scored_by_distance(good_images, spoiled):
+def test_without_synthesis_images_are_scored_by_distance(good_images, corrupted):
     detector = small_detector(synthesis=None).fit(good_images)
     assert detector.discriminator_ is None
     assert set(detector.loss_curve_) == {"loss", "center"}
-    features = detector.feature_extractor_(torch.from_numpy(spoiled[:1]).movedim(-1, 1))
+    features = detector.feature_extractor_(torch.from_numpy(corrupted[:1]).movedim(-1, 1))
     u = detector.projector_(features)[0].detach()
     nearest = torch.nn.functional.cosine_similarity(u[:, None], detector.center_[None], dim=2).argmax(1)
     expected = (u - detector.center_[nearest]).norm(dim=1).max()
-    assert -detector.score_samples(spoiled[:1])[0] == pytest.approx(expected.item(), rel=1e-5)
-    maps = detector.anomaly_map(spoiled)
+    assert -detector.score_samples(corrupted[:1])[0] == pytest.approx(expected.item(), rel=1e-5)
+    maps = detector.anomaly_map(corrupted)
     assert maps.min() >= 0
     assert maps.max() <= 1
 
@@ -214,7 +214,7 @@ def test_gaussian_synthesis_trains_a_discriminator(good_images):
     assert detector.loss_curve_["anomaly"][-1] < detector.loss_curve_["anomaly"][0]
 
 
-def test_the_loss_curve_has_a_mean_of_every_term_an_epoch(fitted):
+def test_the_loss_curve_has_the_mean_of_every_term_per_epoch(fitted):
     assert {name: len(curve) for name, curve in fitted.loss_curve_.items()} == dict.fromkeys(
         ("loss", "center", "normal", "anomaly"), 10
     )
@@ -223,7 +223,7 @@ def test_the_loss_curve_has_a_mean_of_every_term_an_epoch(fitted):
     assert fitted.n_iter_ == 10
 
 
-def test_features_are_extracted_once_a_fit(good_images):
+def test_features_are_extracted_once_per_fit(good_images):
     class Counting(nn.Module):
         calls = 0
 
@@ -237,38 +237,38 @@ def test_features_are_extracted_once_a_fit(good_images):
 
     small = small_detector(layers=("a", "b"), max_epochs=4)
     small.set_params(backbone=Counting()).fit(good_images)
-    assert Counting.calls == len(good_images) + 1  # and one to learn the maps' shapes
+    assert Counting.calls == len(good_images) + 1  # and one blank image to get the level shapes
 
 
-def test_max_epochs_auto_makes_enough_steps_for_few_images_and_enough_passes_for_many():
+def test_max_epochs_auto_gives_enough_steps_for_few_images_and_enough_epochs_for_many():
     from skpbas._training.settings import SUFFICIENT_EPOCHS, SUFFICIENT_STEPS, n_epochs
 
     settings = small_detector(max_epochs="auto")._training_settings()
     for n_images in (2, 8, 60, 209, 1000, 20000):
-        epochs, steps_an_epoch = n_epochs(settings, n_images), -(-n_images // 8)
+        epochs, steps_per_epoch = n_epochs(settings, n_images), -(-n_images // 8)
         assert epochs >= SUFFICIENT_EPOCHS
-        assert epochs * steps_an_epoch >= SUFFICIENT_STEPS
-        fewer = epochs - 1  # and no more than that
-        assert fewer < SUFFICIENT_EPOCHS or fewer * steps_an_epoch < SUFFICIENT_STEPS
+        assert epochs * steps_per_epoch >= SUFFICIENT_STEPS
+        fewer = epochs - 1  # but no more than needed
+        assert fewer < SUFFICIENT_EPOCHS or fewer * steps_per_epoch < SUFFICIENT_STEPS
 
 
-def test_contamination_is_the_share_of_training_images_flagged(good_images, spoiled):
+def test_contamination_is_the_fraction_of_training_images_flagged(good_images, corrupted):
     detector = small_detector(contamination=0.25, precision="float32").fit(good_images)
     assert (detector.predict(good_images) == -1).sum() == 3
-    assert (detector.predict(spoiled) == -1).all()
+    assert (detector.predict(corrupted) == -1).all()
 
 
 @pytest.mark.parametrize("patch_score", ["fused", "discriminator", "distance"])
-def test_bfloat16_moves_scores_by_no_more_than_its_rounding(good_images, spoiled, patch_score):
+def test_bfloat16_changes_scores_by_no_more_than_its_rounding(good_images, corrupted, patch_score):
     detector = small_detector(precision="float32", patch_score=patch_score).fit(good_images)
-    X = np.concatenate([good_images, spoiled])
+    X = np.concatenate([good_images, corrupted])
     exact, model = detector.score_samples(X), detector.model_
-    if patch_score == "discriminator":  # logits are differences: their rounding is that of the hidden layer's sums
+    if patch_score == "discriminator":  # logits may cancel: rounding scales with the hidden layer
         hidden = model.patch_scorer.hidden(model.extractor.aggregator.pool(model.extractor.feature_maps(to_tensor(X))))
         scale = float(hidden.abs().amax() * model.patch_scorer.output.abs().sum())
     else:
         scale = np.abs(exact).max()
-    bound = 2 * torch.finfo(torch.bfloat16).eps * scale  # one rounding in the features, one in the products
+    bound = 2 * torch.finfo(torch.bfloat16).eps * scale  # features and products are each rounded once
     for backbone, head in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)):
         model.extractor.precision, model.patch_scorer.precision = backbone, head
         rounded = detector.score_samples(X)
@@ -280,20 +280,20 @@ def test_bfloat16_moves_scores_by_no_more_than_its_rounding(good_images, spoiled
     ("precision", "backbone", "head"),
     [("float32", torch.float32, torch.float32), ("bfloat16", torch.bfloat16, torch.bfloat16)],
 )
-def test_precision_reaches_backbone_and_scorer_and_finds_the_same_defects(
-    good_images, spoiled, precision, backbone, head
+def test_precision_applies_to_backbone_and_scorer_and_detects_the_same_defects(
+    good_images, corrupted, precision, backbone, head
 ):
     detector = small_detector(precision=precision).fit(good_images)
     assert detector.model_.extractor.precision == backbone
     assert detector.model_.patch_scorer.precision == head
-    assert detector.score_samples(spoiled).max() < detector.score_samples(good_images).min()
+    assert detector.score_samples(corrupted).max() < detector.score_samples(good_images).min()
 
 
 def to_tensor(images):
     return torch.from_numpy(images.copy()).movedim(-1, 1)
 
 
-def test_values_too_large_for_half_precision_are_kept_in_single(good_images):
+def test_values_too_large_for_float16_give_finite_scores(good_images):
     class Loud(nn.Module):
         def __init__(self):
             super().__init__()
@@ -306,9 +306,9 @@ def test_values_too_large_for_half_precision_are_kept_in_single(good_images):
     assert np.isfinite(detector.fit(good_images).score_samples(good_images)).all()
 
 
-def test_rows_marked_anomalous_are_left_out_of_training(good_images, spoiled):
-    X = np.concatenate([good_images, spoiled])
-    labels = np.repeat([1, -1], [len(good_images), len(spoiled)])
+def test_rows_labeled_anomalous_are_excluded_from_training(good_images, corrupted):
+    X = np.concatenate([good_images, corrupted])
+    labels = np.repeat([1, -1], [len(good_images), len(corrupted)])
     masks = np.zeros((len(X), 64, 64), bool)
     masks[len(good_images) :, 20:40, 20:40] = True
     expected = small_detector(max_epochs=1).fit(good_images).score_samples(X)
@@ -318,7 +318,7 @@ def test_rows_marked_anomalous_are_left_out_of_training(good_images, spoiled):
         np.testing.assert_array_equal(detector.score_samples(X), expected)
 
 
-def test_labels_of_zero_and_one_are_warned_of_with_the_way_out(good_images):
+def test_labels_of_zero_and_one_raise_a_warning_with_advice(good_images):
     y = np.arange(len(good_images)) % 2
     with pytest.warns(UserWarning, match=r"np\.where\(y == 1, -1, 1\)"):
         detector = small_detector(max_epochs=1).fit(good_images, y)
@@ -334,13 +334,13 @@ def test_labels_of_zero_and_one_are_warned_of_with_the_way_out(good_images):
         (-np.ones(12), "y marks 0 of 12 as normal"),
     ],
 )
-def test_y_that_does_not_fit_is_refused(good_images, y, reason):
+def test_y_that_does_not_match_x_is_rejected(good_images, y, reason):
     error = InvalidImageError if "marks" in reason else InvalidTargetError
     with pytest.raises(error, match=reason):
         small_detector().fit(good_images, y)
 
 
-def test_fewer_than_two_images_are_refused(good_images):
+def test_fewer_than_two_images_are_rejected(good_images):
     with pytest.raises(InvalidImageError, match="at least 2 normal images, got 1"):
         small_detector().fit(good_images[:1])
 
@@ -354,12 +354,12 @@ def test_two_images_are_enough_to_run(good_images):
     ("parameter", "value", "reason"),
     [
         ("backbone", "vgg16", "'backbone' parameter of PBASDetector must be"),
-        ("patch_size", 2, "patch_size=2: must be odd"),
+        ("patch_size", 2, "patch_size=2: expected an odd number"),
         ("patch_size", 0, "patch_size"),
-        ("layers", (), "name one or more levels"),
-        ("layers", ("layer2", "layer2"), "each once"),
+        ("layers", (), "expected one or more distinct names"),
+        ("layers", ("layer2", "layer2"), "distinct names"),
         ("feature_dim", 0, "feature_dim"),
-        ("image_size", (64, 64, 3), r"give a side or \(height, width\)"),
+        ("image_size", (64, 64, 3), r"expected a side or \(height, width\)"),
         ("image_size", 0, "image_size"),
         ("resize", "pad", "'resize' parameter .* must be a str among"),
         ("center_init", "median", "center_init"),
@@ -376,25 +376,25 @@ def test_two_images_are_enough_to_run(good_images):
         ("n_jobs", 0, "n_jobs"),
     ],
 )
-def test_a_wrong_parameter_is_named_with_what_it_may_be(good_images, parameter, value, reason):
+def test_errors_name_the_invalid_parameter_and_its_valid_values(good_images, parameter, value, reason):
     with pytest.raises(ValueError, match=reason):
         small_detector().set_params(**{parameter: value}).fit(good_images)
 
 
-def test_a_device_that_is_not_there_is_refused(good_images, monkeypatch):
+def test_an_unavailable_device_is_rejected(good_images, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda' is not available"):
         small_detector(device="cuda").fit(good_images)
 
 
-def test_an_exploding_loss_is_an_error_and_not_a_detector_of_nan(good_images):
+def test_a_diverging_loss_raises_an_error(good_images):
     detector = small_detector(projector_lr=1e30, synthesis=None, schedule="constant")
     with pytest.raises(TrainingError, match="lower projector_lr"):
         detector.fit(good_images)
     assert not hasattr(detector, "offset_")
 
 
-def test_methods_before_fit_say_so(good_images):
+def test_methods_before_fit_raise_not_fitted_error(good_images):
     for method in ("predict", "score_samples", "decision_function", "anomaly_map", "iter_anomaly_maps"):
         with pytest.raises(NotFittedError):
             getattr(PBASDetector(), method)(good_images)
@@ -411,7 +411,7 @@ def test_every_parameter_but_the_backbone_is_keyword_only():
         PBASDetector("resnet18", None)
 
 
-def test_presets_are_parameters_and_keep_the_published_settings():
+def test_presets_are_valid_parameters_with_the_published_settings():
     for preset, epochs, side, alpha in ((presets.PAPER, 400, 256, 0.3), (presets.REFERENCE, 640, 288, 0.25)):
         detector = PBASDetector(**preset)
         assert (detector.max_epochs, detector.image_size, detector.alpha) == (epochs, side, alpha)
@@ -427,7 +427,7 @@ def test_fit_is_quiet_and_verbose_is_not(good_images, capfd):
     small_detector(verbose=1).fit(good_images)
     assert "training" in capfd.readouterr().err
     small_detector(verbose=2, max_epochs=3).fit(good_images)
-    assert len(capfd.readouterr().out.strip().splitlines()) == 2 + 3  # a head and a line an epoch
+    assert len(capfd.readouterr().out.strip().splitlines()) == 2 + 3  # a header and one line per epoch
 
 
 def test_reading_with_threads_gives_the_same_detector(good_images, tmp_path):
@@ -441,7 +441,7 @@ def test_reading_with_threads_gives_the_same_detector(good_images, tmp_path):
     np.testing.assert_array_equal(one.score_samples(paths), one.score_samples(good_images))
 
 
-def test_interrupting_training_is_not_taken_for_its_end(good_images, monkeypatch):
+def test_a_keyboard_interrupt_during_training_propagates(good_images, monkeypatch):
     from skpbas.core.objective import PBASObjective
 
     def interrupted(self, features):
@@ -454,7 +454,7 @@ def test_interrupting_training_is_not_taken_for_its_end(good_images, monkeypatch
     assert not hasattr(detector, "offset_")
 
 
-def test_importing_is_light_and_the_core_needs_no_sklearn():
+def test_imports_are_lazy_and_the_core_needs_no_sklearn():
     code = (
         "import sys, skpbas, skpbas.core.objective, skpbas.core.maps, skpbas.core.backbones; "
         "assert not {'sklearn', 'skorch', 'torchvision'} & set(sys.modules), sorted(sys.modules)"

@@ -104,7 +104,7 @@ def test_everybody_who_reads_masks_finds_the_same_pixels(tmp_path):
 def test_masks_are_read_with_the_detectors_view_of_their_images():
     images = textured_images(4, side=96)[:, :64]
     detector = small_detector(max_epochs=1, resize="crop")
-    with pytest.warns(UserWarning, match="unseen"):
+    with pytest.warns(UserWarning, match="discards up to"):
         detector.fit(images)
     mask = np.zeros((64, 96), bool)
     mask[:, :16] = True  # what the crop cuts off
@@ -121,7 +121,9 @@ def test_one_warning_names_how_many_masks_have_more_than_two_values_and_the_firs
     graded[20:30, 20:30] = np.arange(100).reshape(10, 10) * 2
     path = tmp_path / "graded.png"
     Image.fromarray(graded).save(path)
-    message = r"2 masks have more than two values; the first, masks\[1\] \(.*graded.png\) holds 100 values, 0, 2, .*198"
+    message = (
+        r"2 masks have more than two values; the first, masks\[1\] .*graded.png\) contains 100 values, 0, 2, .*198"
+    )
     with pytest.warns(UserWarning, match=message):
         seen = to_map_size([None, path, graded], images, (64, 64))
     np.testing.assert_array_equal(seen[1], graded > 127)
@@ -138,7 +140,7 @@ def test_the_warning_about_values_appears_in_a_scorer_too():
 
     graded = np.zeros((64, 64), np.uint8)
     graded[:8, :8] = np.arange(64).reshape(8, 8) * 4
-    with pytest.warns(UserWarning, match=r"1 masks .* y\[1\] holds 64 values"):
+    with pytest.warns(UserWarning, match=r"1 masks .* y\[1\] contains 64 values"):
         pixel_auroc_scorer(Detector(), textured_images(2), [None, graded])
 
 
@@ -148,9 +150,9 @@ def test_the_warning_about_values_appears_in_a_scorer_too():
         (np.full((4, 4), 7, np.uint8), r"mask has no pixel of value 0: its values are 7"),
         (np.array([[1, 2], [1, 1]]), "no pixel of value 0: its values are 1, 2.*mask != value"),
         (np.array([[1, 255], [1, 1]], np.uint8), "no pixel of value 0: its values are 1, 255"),
-        (np.array([[0.0, np.nan]]), "finite and not negative"),
-        (np.array([[0, -1]]), r"finite and not negative, got \[-1, 0\]"),
-        (np.zeros((4, 4, 3)), r"a mask is \(H, W\).*got shape \(4, 4, 3\)"),
+        (np.array([[0.0, np.nan]]), "finite and non-negative"),
+        (np.array([[0, -1]]), r"finite and non-negative, got \[-1, 0\]"),
+        (np.zeros((4, 4, 3)), r"a mask must be .* \(H, W\), got shape \(4, 4, 3\)"),
         (np.array([["a", "b"]]), "dtype <U1"),
         ("nowhere.png", "mask='nowhere.png' cannot be read as a mask"),
     ],

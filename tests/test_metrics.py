@@ -1,4 +1,4 @@
-"""Metrics against the reference figures, against slow plain versions, and against misuse."""
+"""Metrics against reference values, slow implementations and scikit-learn, and errors for invalid input."""
 
 import re
 import tracemalloc
@@ -37,7 +37,7 @@ def golden():
 
 
 def smooth_case(n_images=6, side=40, seed=0):
-    """Smooth maps, and masks with several regions; the first image is normal."""
+    """Smooth anomaly maps, and masks with several regions; the first image is normal."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(2, n_images, side, side))
     masks = ndimage.gaussian_filter(noise[0], (0, 3, 3)) > 0.12
@@ -46,7 +46,7 @@ def smooth_case(n_images=6, side=40, seed=0):
     return masks, maps.astype(np.float32)
 
 
-# Slow, plain versions ---------------------------------------------------------------------------------------
+# Slow implementations ---------------------------------------------------------------------------------------
 
 
 def regions_by_flood_fill(mask):
@@ -59,10 +59,10 @@ def regions_by_flood_fill(mask):
         while stack:
             row, column = stack.pop()
             region.append((row, column))
-            for neighbour in [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-                if neighbour in waiting:
-                    waiting.remove(neighbour)
-                    stack.append(neighbour)
+            for neighbor in [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+                if neighbor in waiting:
+                    waiting.remove(neighbor)
+                    stack.append(neighbor)
         regions.append(region)
     assert all(row < height and column < width for region in regions for row, column in region)
     return regions
@@ -91,7 +91,7 @@ def slow_pixel_pro(masks, maps, max_fpr):
 
 @st.composite
 def tied_cases(draw):
-    """Up to three small images with few score levels, so that ties within and between classes abound."""
+    """Up to three small images with few distinct scores, and so many ties within and between classes."""
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(2, 6)))
     masks = draw(hnp.arrays(np.bool_, shape))
     masks[0, 0, :2] = True, False  # both classes occur
@@ -103,11 +103,11 @@ def tied_cases(draw):
 many_cases = settings(deadline=None, max_examples=60)
 
 
-# Reference figures ------------------------------------------------------------------------------------------
+# Reference values -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pixel_auroc_and_ap_equal_the_reference_figures(golden, case):
+def test_pixel_auroc_and_ap_equal_the_reference_values(golden, case):
     masks, maps = golden[f"case{case}.masks"], golden[f"case{case}.maps"]
     assert pixel_auroc(masks, maps) == pytest.approx(float(golden[f"case{case}.pixel_auroc"]), abs=1e-9)
     assert pixel_ap(masks, maps) == pytest.approx(float(golden[f"case{case}.pixel_ap"]), abs=1e-9)
@@ -115,19 +115,19 @@ def test_pixel_auroc_and_ap_equal_the_reference_figures(golden, case):
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("case", CASES)
-def test_pro_equals_the_exact_reference_figures(golden, case, limit):
+def test_pro_equals_the_exact_reference_values(golden, case, limit):
     pro = pixel_pro(golden[f"case{case}.masks"], golden[f"case{case}.maps"], max_fpr=float(limit))
     assert pro == pytest.approx(float(golden[f"case{case}.pro_exact_limit{limit}"]), abs=1e-9)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("case", CASES_WITHOUT_MANY_TIES)
-def test_pro_agrees_with_mvtecs_own_evaluation_where_scores_hardly_tie(golden, case, limit):
+def test_pro_agrees_with_mvtecs_evaluation_if_few_scores_tie(golden, case, limit):
     pro = pixel_pro(golden[f"case{case}.masks"], golden[f"case{case}.maps"], max_fpr=float(limit))
     assert pro == pytest.approx(float(golden[f"case{case}.pro_mvtec_limit{limit}"]), abs=1e-3)
 
 
-# Slow versions and independent ones -------------------------------------------------------------------------
+# Independent implementations --------------------------------------------------------------------------------
 
 
 @many_cases
@@ -141,7 +141,7 @@ def test_pro_equals_a_sweep_over_every_distinct_score(case, max_fpr):
 
 @many_cases
 @given(case=tied_cases())
-def test_every_vertex_of_the_pro_curve_is_what_its_threshold_gives(case):
+def test_every_vertex_of_the_pro_curve_matches_its_threshold(case):
     masks, maps = case
     fpr, pro, thresholds = pro_curve(masks, maps)
     assert (fpr[0], pro[0], thresholds[0]) == (0, 0, np.inf)
@@ -162,7 +162,7 @@ def test_pixel_auroc_and_ap_equal_sklearns_on_flattened_pixels(case):
 
 
 @pytest.mark.parametrize("max_fpr", [1e-5, 0.05, 0.3, 0.999999, 1.0])
-def test_area_under_the_vertices_is_pixel_pro(max_fpr):
+def test_pixel_pro_is_the_area_under_the_pro_curve(max_fpr):
     masks, maps = smooth_case()
     fpr, pro, _ = pro_curve(masks, maps)
     within = fpr <= max_fpr
@@ -170,7 +170,7 @@ def test_area_under_the_vertices_is_pixel_pro(max_fpr):
     assert pixel_pro(masks, maps, max_fpr=max_fpr) == pytest.approx(area / max_fpr, abs=1e-12)
 
 
-# What the metrics mean --------------------------------------------------------------------------------------
+# Definition of the metrics -----------------------------------------------------------------------------------
 
 
 def test_pro_counts_tied_scores_as_one_threshold():
@@ -188,7 +188,7 @@ def test_pro_interpolates_between_thresholds_at_the_limit():
     assert pixel_pro(masks, maps, max_fpr=0.2) == pytest.approx(0.55)
 
 
-def test_pro_weighs_small_and_large_regions_alike():
+def test_pro_weights_small_and_large_regions_equally():
     masks = np.zeros((1, 6, 6), dtype=np.uint8)
     masks[0, 0, 0] = 1
     masks[0, 2:, 2:] = 255
@@ -204,19 +204,19 @@ def test_pixels_that_touch_diagonally_are_one_region():
     apart = [[[1, 0, 0], [0, 0, 0], [1, 0, 0]]]
     both = [diagonal[0], apart[0]]
     _, pro, thresholds = pro_curve(both, [maps[0], maps[0]])
-    # Regions: the diagonal one (both pixels flagged at 2), and two single pixels, of which one is.
+    # Regions: the diagonal one (both pixels flagged at 2), and two single pixels, one of which is flagged.
     assert pro[thresholds == 2.0] == pytest.approx([2 / 3])
     assert pro[thresholds == 3.0] == pytest.approx([(0.5 + 1) / 3])
 
 
-def test_regions_do_not_run_on_from_one_image_into_the_next():
+def test_regions_do_not_extend_across_images():
     masks = np.ones((2, 1, 2), dtype=bool)
     masks[:, 0, 1] = False
     _, pro, _ = pro_curve(masks, np.array([[[2.0, 0.0]], [[1.0, 0.0]]]))
     assert pro.tolist() == [0.0, 0.5, 1.0, 1.0]
 
 
-def test_perfect_maps_score_one_and_reversed_maps_score_zero():
+def test_perfect_maps_score_one_and_inverted_maps_score_zero():
     masks, _ = smooth_case()
     assert pixel_metrics(masks, masks.astype(float)) == {
         "pixel_auroc": 1.0,
@@ -229,50 +229,50 @@ def test_perfect_maps_score_one_and_reversed_maps_score_zero():
     assert worst["pixel_ap"] == pytest.approx(masks.mean())
 
 
-def test_constant_maps_score_as_chance():
+def test_constant_maps_score_at_chance_level():
     masks, maps = smooth_case()
-    figures = pixel_metrics(masks, np.zeros_like(maps))
-    assert figures["pixel_auroc"] == pytest.approx(0.5)
-    assert figures["pixel_pro"] == pytest.approx(0.15)
+    values = pixel_metrics(masks, np.zeros_like(maps))
+    assert values["pixel_auroc"] == pytest.approx(0.5)
+    assert values["pixel_pro"] == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("transform", [np.exp, lambda x: 3 * x - 7, lambda x: x**3])
-def test_increasing_transformations_of_the_maps_change_nothing(transform):
+def test_increasing_transformations_of_the_maps_do_not_change_the_metrics(transform):
     masks, maps = smooth_case()
     maps = maps.astype(np.float64)
     assert pixel_metrics(masks, transform(maps)) == pytest.approx(pixel_metrics(masks, maps), abs=1e-12)
 
 
-def test_scores_that_differ_in_double_precision_only_are_told_apart():
+def test_scores_that_differ_only_in_double_precision_are_distinguished():
     masks = [[[1, 0]]]
     maps = np.array([[[1.0 + 1e-12, 1.0]]])
     assert pixel_auroc(masks, maps) == 1.0
     assert pixel_auroc(masks, maps.astype(np.float32)) == 0.5
 
 
-# What they accept -------------------------------------------------------------------------------------------
+# Accepted input ---------------------------------------------------------------------------------------------
 
 
 def test_pixel_metrics_equals_the_single_metrics():
     masks, maps = smooth_case()
-    figures = pixel_metrics(masks, maps, max_fpr=0.1)
-    assert figures == {
+    values = pixel_metrics(masks, maps, max_fpr=0.1)
+    assert values == {
         "pixel_auroc": pixel_auroc(masks, maps),
         "pixel_ap": pixel_ap(masks, maps),
         "pixel_pro": pixel_pro(masks, maps, max_fpr=0.1),
     }
-    assert all(type(figure) is float for figure in figures.values())
+    assert all(type(value) is float for value in values.values())
 
 
 @pytest.mark.parametrize("max_fpr", [0.02, 0.3, 0.7])
-def test_pro_alone_equals_pro_beside_other_metrics_where_many_pixels_tie(max_fpr):
+def test_pro_alone_equals_pro_with_other_metrics_if_many_pixels_tie(max_fpr):
     masks, maps = smooth_case(side=100)
     levels = np.round(maps * 20).astype(np.float32)
-    beside = pixel_metrics(masks, levels, max_fpr=max_fpr)["pixel_pro"]
-    assert pixel_pro(masks, levels, max_fpr=max_fpr) == pytest.approx(beside, abs=1e-12)
+    together = pixel_metrics(masks, levels, max_fpr=max_fpr)["pixel_pro"]
+    assert pixel_pro(masks, levels, max_fpr=max_fpr) == pytest.approx(together, abs=1e-12)
 
 
-def test_binarised_maps_are_taken():
+def test_binary_maps_are_accepted():
     masks, maps = smooth_case()
     flagged = maps > 0.1
     expected = pixel_metrics(masks, flagged.astype(float))
@@ -280,7 +280,7 @@ def test_binarised_maps_are_taken():
     assert pixel_pro(masks, flagged) == pytest.approx(expected["pixel_pro"], abs=1e-12)
 
 
-def test_pixel_metrics_returns_the_metrics_asked_for_in_their_order():
+def test_pixel_metrics_returns_the_requested_metrics_in_order():
     masks, maps = smooth_case()
     assert list(pixel_metrics(masks, maps, metrics=["pixel_pro", "pixel_ap"])) == ["pixel_pro", "pixel_ap"]
     assert list(pixel_metrics(masks, maps, metrics="pixel_ap")) == ["pixel_ap"]
@@ -301,26 +301,26 @@ def test_images_of_different_sizes_are_pooled():
     maps = [rng.integers(0, 9, size).astype(np.float32) for size in sizes]
     full = [np.zeros(size, bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
     labels, scores = np.concatenate([m.ravel() for m in full]), np.concatenate([m.ravel() for m in maps])
-    figures = pixel_metrics(masks, maps)
-    assert figures["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert figures["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    assert figures["pixel_pro"] == pytest.approx(slow_pixel_pro(full, maps, 0.3), abs=1e-12)
+    values = pixel_metrics(masks, maps)
+    assert values["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert values["pixel_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert values["pixel_pro"] == pytest.approx(slow_pixel_pro(full, maps, 0.3), abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, ">i2"])
-def test_any_non_zero_mask_value_is_defective(dtype):
+def test_any_nonzero_mask_value_is_defective(dtype):
     masks, maps = smooth_case()
     assert pixel_metrics(masks.astype(dtype) * 77, maps) == pixel_metrics(masks, maps)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", np.int8, np.int64])
-def test_maps_of_any_number_type_are_ranked_in_it(dtype):
+def test_maps_are_ranked_in_their_own_dtype(dtype):
     masks, maps = smooth_case()
     levels = np.round(maps * 50)
     assert pixel_metrics(masks, levels.astype(dtype)) == pytest.approx(pixel_metrics(masks, levels), abs=1e-12)
 
 
-def test_the_callers_arrays_are_neither_written_nor_need_be_writable():
+def test_input_arrays_are_not_modified_and_may_be_read_only():
     masks, maps = smooth_case()
     masks_before, maps_before = masks.copy(), maps.copy()
     writable = pixel_metrics(masks, maps), pro_curve(masks, maps)
@@ -331,7 +331,7 @@ def test_the_callers_arrays_are_neither_written_nor_need_be_writable():
     np.testing.assert_array_equal(pro_curve(masks, maps), writable[1])
 
 
-def test_memory_mapped_arrays_give_the_same_figures(tmp_path):
+def test_memory_mapped_arrays_give_the_same_values(tmp_path):
     masks, maps = smooth_case()
     np.save(tmp_path / "masks.npy", masks)
     np.save(tmp_path / "maps.npy", maps)
@@ -339,7 +339,7 @@ def test_memory_mapped_arrays_give_the_same_figures(tmp_path):
     assert pixel_metrics(*mapped) == pixel_metrics(masks, maps)
 
 
-def test_extra_memory_stays_within_twice_the_maps():
+def test_extra_memory_is_less_than_twice_the_maps():
     masks, maps = smooth_case(n_images=60, side=256)
     masks[::3] = False
     assert 0.05 < masks.mean() < 0.1  # more defective pixels than most test sets have
@@ -366,7 +366,7 @@ def test_extra_memory_stays_within_twice_the_maps():
         lambda y: y.tolist(),
     ],
 )
-def test_every_encoding_of_the_labels_gives_sklearns_figures(encode):
+def test_every_encoding_of_the_labels_gives_the_values_of_sklearn(encode):
     rng = np.random.default_rng(2)
     anomalous = rng.random(50) < 0.4
     scores = np.round(rng.normal(size=50) + anomalous, 1).astype(np.float32)
@@ -378,13 +378,13 @@ def test_every_encoding_of_the_labels_gives_sklearns_figures(encode):
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
-        ([1, 1], [0.1, 0.2], r"labels holds 1; expected both classes"),
-        ([0, 0], [0.1, 0.2], r"labels holds 0; expected both classes"),
-        ([], [], "labels holds nothing"),
-        ([1, 0, -1], [0.1, 0.2, 0.3], r"labels holds -1, 0, 1; expected both classes, as \+1 \(normal\)"),
-        ([1, 2], [0.1, 0.2], "labels holds 1, 2"),
-        (["good", "bad"], [0.1, 0.2], "labels holds 'bad', 'good'"),
-        (np.arange(9) / 10, np.arange(9), r"labels holds 0\.0, 0\.1, 0\.2, 0\.3, 0\.4, \.\.\.;"),
+        ([1, 1], [0.1, 0.2], r"labels contains 1; expected both classes"),
+        ([0, 0], [0.1, 0.2], r"labels contains 0; expected both classes"),
+        ([], [], "labels contains nothing"),
+        ([1, 0, -1], [0.1, 0.2, 0.3], r"labels contains -1, 0, 1; expected both classes, as \+1 \(normal\)"),
+        ([1, 2], [0.1, 0.2], "labels contains 1, 2"),
+        (["good", "bad"], [0.1, 0.2], "labels contains 'bad', 'good'"),
+        (np.arange(9) / 10, np.arange(9), r"labels contains 0\.0, 0\.1, 0\.2, 0\.3, 0\.4, \.\.\.;"),
         ([1, -1, 1], [0.1, 0.2], r"labels has shape \(3,\) and scores has shape \(2,\)"),
         ([[1, -1]], [[0.1, 0.2]], r"labels has shape \(1, 2\).*expected \(n_images,\)"),
         ([1, -1], [0.1, np.nan], r"scores\[1\] is nan; expected finite"),
@@ -392,12 +392,12 @@ def test_every_encoding_of_the_labels_gives_sklearns_figures(encode):
         ([1, -1], ["a", "b"], "scores has dtype <U1; expected numbers"),
     ],
 )
-def test_unusable_labels_and_image_scores_are_named(metric, labels, scores, message):
+def test_invalid_labels_and_image_scores_are_rejected(metric, labels, scores, message):
     with pytest.raises(InvalidTargetError, match=message):
         metric(labels, scores)
 
 
-# Misuse of the pixel metrics --------------------------------------------------------------------------------
+# Errors of the pixel metrics --------------------------------------------------------------------------------
 
 MASK, MAP = np.eye(3, dtype=np.uint8), np.arange(9.0).reshape(3, 3)
 
@@ -412,7 +412,7 @@ MASK, MAP = np.eye(3, dtype=np.uint8), np.arange(9.0).reshape(3, 3)
         (
             [MASK, MASK[:2]],
             [MAP, MAP],
-            r"masks\[1\] has shape \(2, 3\); expected that of maps\[1\], \(3, 3\)",
+            r"masks\[1\] has shape \(2, 3\); expected \(3, 3\), the shape of maps\[1\]",
         ),
         ([None, MASK], [MAP, MAP[0]], r"maps\[1\] is an array of shape \(3,\).*expected a 2-D array"),
         (MASK, MAP, r"maps\[0\] is an array of shape \(3,\)"),
@@ -420,8 +420,8 @@ MASK, MAP = np.eye(3, dtype=np.uint8), np.arange(9.0).reshape(3, 3)
         ([MASK], [None], r"maps\[0\] is None; expected a 2-D array"),
         ([MASK], [MAP.astype(complex)], r"maps\[0\] .* dtype complex128"),
         ([None, MASK / 2], [MAP, MAP], r"masks\[1\] .* dtype float64; expected booleans or integers"),
-        ([None, MASK], [MAP, np.where(MASK, np.nan, MAP)], r"maps\[1\] holds 3 NaN or infinite"),
-        ([MASK, None], [MAP, np.where(MAP == 4, np.inf, MAP)], r"maps\[1\] holds 1 NaN or infinite"),
+        ([None, MASK], [MAP, np.where(MASK, np.nan, MAP)], r"maps\[1\] contains 3 NaN or infinite"),
+        ([MASK, None], [MAP, np.where(MAP == 4, np.inf, MAP)], r"maps\[1\] contains 1 NaN or infinite"),
         ([None, MASK * 0], [MAP, MAP], "mark 0 of 18 pixels as defective: all are normal"),
         ([MASK * 0 + 1], [MAP], "mark 9 of 9 pixels as defective: all are defective"),
         (None, [MAP], r"masks \(NoneType\) cannot be read"),
@@ -429,13 +429,13 @@ MASK, MAP = np.eye(3, dtype=np.uint8), np.arange(9.0).reshape(3, 3)
         ([[[1, 0], [1]]], [MAP], r"masks \(list\) cannot be read: .*inhomogeneous"),
     ],
 )
-def test_masks_and_maps_that_do_not_fit_are_named(metric, masks, maps, message):
+def test_masks_and_maps_that_do_not_match_are_rejected(metric, masks, maps, message):
     with pytest.raises(InvalidTargetError, match=message):
         metric(masks, maps)
 
 
 @pytest.mark.parametrize("max_fpr", [0, -0.1, 1.01, np.nan, np.inf, "0.3", None])
-def test_a_max_fpr_outside_its_range_is_named(max_fpr):
+def test_a_max_fpr_outside_its_range_is_rejected(max_fpr):
     message = re.escape(f"max_fpr is {max_fpr!r}; expected a number in (0, 1]")
     with pytest.raises(ValueError, match=message):
         pixel_pro([MASK], [MAP], max_fpr=max_fpr)
@@ -444,6 +444,6 @@ def test_a_max_fpr_outside_its_range_is_named(max_fpr):
 
 
 @pytest.mark.parametrize("metrics", ["pixel_f1", ("pixel_auroc", "pixel_f1")])
-def test_an_unknown_metric_is_named_beside_the_known_ones(metrics):
-    with pytest.raises(ValueError, match=r"metrics holds \['pixel_f1'\].*'pixel_pro'"):
+def test_the_error_for_an_unknown_metric_lists_the_known_ones(metrics):
+    with pytest.raises(ValueError, match=r"metrics contains \['pixel_f1'\].*'pixel_pro'"):
         pixel_metrics([MASK], [MAP], metrics=metrics)

@@ -1,4 +1,4 @@
-"""The files around the code agree with the code, and with each other."""
+"""Project files are consistent with the code and with each other."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ def how_tos():
         yield path, [name.strip('"') for name in others if re.fullmatch(r'"?[A-Za-z_][\w.]*"?', name)]
 
 
-def test_every_path_that_the_guide_for_contributors_names_exists():
+def test_every_path_in_the_contributing_guide_exists():
     paths = {name for name in re.findall(r"`([^`\s]+)`", CONTRIBUTING) if re.search(r"/|\.(py|md|rst)$", name)}
     assert len(paths) > 25
     assert [path for path in sorted(paths) if not any(ROOT.glob(path))] == []
 
 
-def test_the_guide_for_contributors_lists_every_folder_of_the_package():
+def test_the_contributing_guide_lists_every_folder_of_the_package():
     listed = set(re.findall(r"^\| `(skpbas/[\w/]+)/`", section("Layout"), flags=re.MULTILINE))
     folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("skpbas/*/**/__init__.py")}
     assert listed == folders
 
 
-def test_what_the_how_tos_name_is_in_the_file_that_they_send_to():
+def test_names_in_the_how_tos_exist_in_the_files_they_refer_to():
     names = [(path, name) for path, others in how_tos() for name in others]
     assert len(names) > 20
     texts = {path: (ROOT / path).read_text(encoding="utf-8") for path, _ in names}
     assert [(path, name) for path, name in names if name not in texts[path]] == []
 
 
-def test_the_guide_for_contributors_has_every_check_of_the_gate():
+def test_the_contributing_guide_lists_every_check_of_the_readme():
     checks = checks_of_the_readme()
     assert len(checks) >= 5
     assert [check for check in checks if f"`{check}`" not in section("Checks")] == []
 
 
-def test_the_hooks_are_the_checks_of_the_gate_but_for_the_tests():
+def test_the_hooks_are_the_checks_of_the_readme_except_the_tests():
     hooks = [
         hook["entry"].replace(" --force-exclude", "") for hook in loaded(".pre-commit-config.yaml")["repos"][0]["hooks"]
     ]
@@ -84,14 +84,14 @@ def test_the_workflow_tests_the_lowest_supported_python_on_three_systems():
     assert [name.split("-")[0] for name in matrix["os"]] == ["ubuntu", "windows", "macos"]
 
 
-def test_the_version_is_written_in_the_package_only():
+def test_the_version_is_defined_in_the_package_only():
     assert "version" not in PYPROJECT["project"]
     assert PYPROJECT["project"]["dynamic"] == ["version"]
     assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "skpbas/__init__.py"}
     assert "version" not in loaded("CITATION.cff")
 
 
-def test_the_citation_is_of_the_paper_that_the_guide_describes():
+def test_the_citation_matches_the_paper_in_the_guide():
     paper = loaded("CITATION.cff")["preferred-citation"]
     guide = " ".join((ROOT / "docs" / "method.rst").read_text(encoding="utf-8").split())
     assert f'"{paper["title"]}", {paper["journal"]} {paper["volume"]}({paper["issue"]}), {paper["year"]}' in guide

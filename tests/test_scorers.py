@@ -1,4 +1,4 @@
-"""Scorers: labels and masks in every form against slow computations, one pass, and errors that name the sample."""
+"""Scorers: all forms of labels and masks against slow implementations, a single pass, and errors."""
 
 import math
 import pickle
@@ -27,19 +27,19 @@ LABELS = np.array([1, 1, 1, -1, -1])
 
 
 class KnownDetector:
-    """Gives known scores and maps, and counts how often it is asked."""
+    """Returns known scores and anomaly maps, and records its calls."""
 
     def __init__(self, n=5, *, map_shape=MAP_SHAPE, resize="stretch", seed=0):
         rng = np.random.default_rng(seed)
         self.scores, self.maps = rng.normal(size=n), rng.random((n, *map_shape), dtype=np.float32)
-        self.map_shape_, self.resize, self.asked = map_shape, resize, []
+        self.map_shape_, self.resize, self.calls = map_shape, resize, []
 
     def score_samples(self, X):
-        self.asked.append("score_samples")
+        self.calls.append("score_samples")
         return self.scores[: len(X)]
 
     def iter_scores_and_maps(self, X):
-        self.asked.append("iter_scores_and_maps")
+        self.calls.append("iter_scores_and_maps")
         return zip(self.scores.tolist()[: len(X)], self.maps, strict=False)
 
 
@@ -56,15 +56,15 @@ def masks_for(labels, shape, seed=1):
     return masks
 
 
-def brought_to_map(mask, map_shape):
-    """Nearest, pixel by pixel."""
-    seen = np.zeros(map_shape, bool)
+def resampled(mask, map_shape):
+    """Nearest neighbor, pixel by pixel."""
+    resized = np.zeros(map_shape, bool)
     for row in range(map_shape[0]):
         for column in range(map_shape[1]):
             source_row = math.floor((row + 0.5) * mask.shape[0] / map_shape[0])
             source_column = math.floor((column + 0.5) * mask.shape[1] / map_shape[1])
-            seen[row, column] = mask[source_row, source_column]
-    return seen
+            resized[row, column] = mask[source_row, source_column]
+    return resized
 
 
 @pytest.mark.parametrize(
@@ -93,62 +93,62 @@ def test_image_metrics_read_masks():
 
 
 @pytest.mark.parametrize("name", ["pixel_auroc", "pixel_ap", "pixel_pro"])
-def test_pixel_metrics_agree_with_masks_brought_to_the_map_pixel_by_pixel(name):
+def test_pixel_metrics_match_masks_resampled_pixel_by_pixel(name):
     detector = KnownDetector()
     masks = masks_for(LABELS, (16, 24))
-    seen = np.stack([brought_to_map(mask, MAP_SHAPE) for mask in masks])
-    expected = getattr(metrics, name)(seen, detector.maps)
+    resized = np.stack([resampled(mask, MAP_SHAPE) for mask in masks])
+    expected = getattr(metrics, name)(resized, detector.maps)
     assert SCORERS[name](detector, images(), masks) == expected
-    assert SCORERS[name](detector, images(), seen) == expected
+    assert SCORERS[name](detector, images(), resized) == expected
 
 
-def test_under_crop_only_the_masks_centre_counts():
-    detector = KnownDetector(resize="crop")  # 16 x 32 becomes 8 x 16, of which the middle 8 x 8 is seen
+def test_with_crop_only_the_center_of_the_masks_counts():
+    detector = KnownDetector(resize="crop")  # 16 x 32 becomes 8 x 16, cropped to the middle 8 x 8
     masks = masks_for(LABELS, (16, 32))
     masks[3:, :, 12] = True
-    seen = np.stack([brought_to_map(mask, (8, 16))[:, 4:12] for mask in masks])
-    expected = metrics.pixel_auroc(seen, detector.maps)
+    resized = np.stack([resampled(mask, (8, 16))[:, 4:12] for mask in masks])
+    expected = metrics.pixel_auroc(resized, detector.maps)
     assert pixel_auroc_scorer(detector, images(shape=(16, 32)), masks) == expected
 
 
-def test_masks_may_be_arrays_images_or_files_and_any_non_zero_pixel_counts(tmp_path):
+def test_masks_may_be_arrays_images_or_files_and_any_nonzero_pixel_counts(tmp_path):
     detector = KnownDetector()
     masks = masks_for(LABELS, (16, 24))
-    grey = np.uint8(masks) * 7
-    colour = np.repeat(grey[..., None], 3, axis=3)
-    opaque = np.concatenate([colour, np.full((5, 16, 24, 1), 255, np.uint8)], axis=3)
+    gray = np.uint8(masks) * 7
+    color = np.repeat(gray[..., None], 3, axis=3)
+    opaque = np.concatenate([color, np.full((5, 16, 24, 1), 255, np.uint8)], axis=3)
     paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for path, mask in zip(paths, grey, strict=True):
+    for path, mask in zip(paths, gray, strict=True):
         Image.fromarray(mask).save(path)
     expected = pixel_auroc_scorer(detector, images(), masks)
     forms = {
         "floats": masks.astype(float),
-        "PIL": [Image.fromarray(mask) for mask in grey],
-        "colour": [Image.fromarray(mask) for mask in colour],
+        "PIL": [Image.fromarray(mask) for mask in gray],
+        "color": [Image.fromarray(mask) for mask in color],
         "opaque": [Image.fromarray(mask) for mask in opaque],
         "paths": paths,
         "strings": [str(path) for path in paths],
-        "None": [None, None, None, *grey[3:]],
-        "mixed": [None, paths[1], grey[2], Image.fromarray(grey[3]), paths[4]],
+        "None": [None, None, None, *gray[3:]],
+        "mixed": [None, paths[1], gray[2], Image.fromarray(gray[3]), paths[4]],
     }
     for form, y in forms.items():
         assert pixel_auroc_scorer(detector, images(), y) == expected, form
 
 
-def test_a_mask_fits_its_image_as_that_is_shown_and_no_image_is_decoded_for_it(tmp_path, monkeypatch):
+def test_a_mask_matches_its_image_after_exif_rotation_without_decoding_it(tmp_path, monkeypatch):
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter: 16 x 24 pixels become 24 x 16
+    exif[0x0112] = 6  # rotated by 90 degrees: 16 x 24 pixels become 24 x 16
     for path in paths:
         Image.fromarray(images(1)[0]).save(path, exif=exif)
     detector, masks = KnownDetector(), masks_for(LABELS, (24, 16))
-    seen = np.stack([brought_to_map(mask, MAP_SHAPE) for mask in masks])
+    resized = np.stack([resampled(mask, MAP_SHAPE) for mask in masks])
 
     def decoded(_self):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded)
-    assert pixel_auroc_scorer(detector, paths, masks) == metrics.pixel_auroc(seen, detector.maps)
+    assert pixel_auroc_scorer(detector, paths, masks) == metrics.pixel_auroc(resized, detector.maps)
     with pytest.raises(InvalidTargetError, match=r"y\[0\] is 16 x 24; its image X\[0\] \(.*0\.png\) is 24 x 16"):
         pixel_auroc_scorer(detector, paths, masks_for(LABELS, (16, 24)))
 
@@ -158,26 +158,26 @@ def test_several_metrics_come_from_one_pass():
     scores = AnomalyScorer(("pixel_pro", "image_auroc", "image_ap", "pixel_ap", "pixel_auroc"))(
         detector, images(), masks
     )
-    assert detector.asked == ["iter_scores_and_maps"]
+    assert detector.calls == ["iter_scores_and_maps"]
     assert list(scores) == ["pixel_pro", "image_auroc", "image_ap", "pixel_ap", "pixel_auroc"]
     assert scores == {name: SCORERS[name](detector, images(), masks) for name in scores}
     assert all(isinstance(score, float) for score in scores.values())
 
 
-def test_image_metrics_alone_render_no_maps():
+def test_image_metrics_alone_compute_no_anomaly_maps():
     detector = KnownDetector()
     AnomalyScorer(("image_auroc", "image_ap"))(detector, images(), LABELS)
-    assert detector.asked == ["score_samples"]
+    assert detector.calls == ["score_samples"]
 
 
-def test_max_fpr_reaches_pro():
+def test_max_fpr_is_passed_to_pro():
     detector, masks = KnownDetector(), masks_for(LABELS, MAP_SHAPE)
     scorer = AnomalyScorer("pixel_pro", max_fpr=0.9)
     assert scorer(detector, images(), masks) == metrics.pixel_pro(masks, detector.maps, max_fpr=0.9)
     assert scorer(detector, images(), masks) != pixel_pro_scorer(detector, images(), masks)
 
 
-def test_masks_apart_from_y_serve_pixel_metrics_and_y_the_image_metrics():
+def test_separate_masks_are_used_for_pixel_metrics_and_y_for_image_metrics():
     detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
     both = AnomalyScorer(("image_auroc", "pixel_auroc"))
     expected = both(detector, images(), masks)
@@ -188,7 +188,7 @@ def test_masks_apart_from_y_serve_pixel_metrics_and_y_the_image_metrics():
     assert image_auroc_scorer(detector, images(), masks=masks) == expected["image_auroc"]
 
 
-def test_a_real_detector_a_pipeline_and_a_search_score_alike(fitted, good_images):
+def test_a_detector_a_pipeline_and_a_search_have_the_same_scores(fitted, good_images):
     X = np.concatenate([good_images, 255 - good_images[:4]])
     masks = np.zeros((16, 64, 64), bool)
     masks[12:, 10:40, 20:50] = True
@@ -208,109 +208,109 @@ def test_a_real_detector_a_pipeline_and_a_search_score_alike(fitted, good_images
     assert scorer(FittedSearch(), 255 - X, masks) == expected
 
 
-def test_a_detector_of_another_kind_shows_the_maps_size_by_its_first_map():
+def test_the_map_size_of_other_detectors_is_that_of_the_first_anomaly_map():
     detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
     expected = pixel_auroc_scorer(detector, images(), masks)
     del detector.map_shape_, detector.resize
     assert pixel_auroc_scorer(detector, images(), masks) == expected
 
 
-def test_an_estimator_without_maps_is_named():
+def test_the_error_names_an_estimator_without_anomaly_maps():
     class ScoresOnly:
         def score_samples(self, X):
             return np.arange(len(X))
 
     assert image_auroc_scorer(ScoresOnly(), images(), LABELS) == 0.0
-    with pytest.raises(TypeError, match=r"pixel_pro need an estimator with iter_scores_and_maps.*got ScoresOnly"):
+    with pytest.raises(TypeError, match=r"pixel_pro: expected an estimator with iter_scores_and_maps.*got ScoresOnly"):
         pixel_pro_scorer(ScoresOnly(), images(), masks_for(LABELS, (16, 24)))
 
 
-# Wrong y ---------------------------------------------------------------------------------------------------
+# Invalid y -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (None, r"image_auroc and pixel_pro need y: .*\.synthetic_validation"),
-        (LABELS, r"pixel_pro compare pixels, and y holds labels: give masks as y .*set_score_request\(masks=True\)"),
+        (None, r"y is required for image_auroc and pixel_pro: .*\.synthetic_validation"),
+        (LABELS, r"cannot compute pixel_pro from labels: pass masks as y .*set_score_request\(masks=True\)"),
         ([None] * 4, "y has 4 entries for 5 images"),
-        ([1, 1, 2, 1, 3], r"y holds 1, 2, 3; expected \+1 for a good and -1 for an anomalous image, or 0"),
-        ([1, 0, -1, 1, 0], "y holds -1, 0, 1; expected"),
+        ([1, 1, 2, 1, 3], r"y contains 1, 2, 3; expected \+1 for normal and -1 for anomalous images, or 0"),
+        ([1, 0, -1, 1, 0], "y contains -1, 0, 1; expected"),
         (np.ones((5, 3)), r"y must be labels \(n,\) or masks \(n, H, W\), got shape \(5, 3\)"),
         (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the anomaly map 8 x 8"),
-        ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask is \(H, W\).*\(16, 24, 3\)"),
+        ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask must be .* \(H, W\).*\(16, 24, 3\)"),
         ([None, None, "no/such.png", None, None], r"y\[2\] \(no/such.png\) cannot be read as a mask"),
         (["good", "bad", "good", "good", "good"], r"y\[0\] \(good\) cannot be read as a mask"),
-        ([None] * 5, "image_auroc cannot be computed: all 5 images are good; .*NormalKFold.*undefined"),
-        (np.zeros((5, 8, 8)), "image_auroc cannot be computed: all 5 images are good"),
+        ([None] * 5, "image_auroc cannot be computed: all 5 images are normal; .*NormalKFold.*undefined"),
+        (np.zeros((5, 8, 8)), "image_auroc cannot be computed: all 5 images are normal"),
     ],
 )
-def test_wrong_y_is_refused_with_what_was_expected(y, message):
+def test_invalid_y_is_rejected_with_what_was_expected(y, message):
     detector = KnownDetector()
     with pytest.raises(InvalidTargetError, match=message):
         AnomalyScorer(("image_auroc", "pixel_pro"))(detector, images(), y)
-    assert "score_samples" not in detector.asked
+    assert "score_samples" not in detector.calls
 
 
-@pytest.mark.parametrize(("value", "word"), [(1, "good"), (-1, "anomalous"), (0, "good")])
-def test_labels_of_one_class_are_refused_before_anything_is_scored(value, word):
+@pytest.mark.parametrize(("value", "word"), [(1, "normal"), (-1, "anomalous"), (0, "normal")])
+def test_labels_of_one_class_are_rejected_before_scoring(value, word):
     detector = KnownDetector()
     with pytest.raises(InvalidTargetError, match=f"image_auroc cannot be computed: all 5 images are {word}"):
         image_auroc_scorer(detector, images(), np.full(5, value))
-    assert detector.asked == []
+    assert detector.calls == []
 
 
-def test_masks_without_a_pixel_are_refused_and_so_are_defects_too_small_for_the_map():
-    with pytest.raises(InvalidTargetError, match="pixel_pro cannot be computed: all 5 images are good, no mask"):
+def test_empty_masks_and_defects_too_small_for_the_anomaly_map_are_rejected():
+    with pytest.raises(InvalidTargetError, match="pixel_pro cannot be computed: all 5 images are normal, no mask"):
         pixel_pro_scorer(KnownDetector(), images(), [None] * 5)
     masks = np.zeros((5, 16, 24), bool)
-    masks[3, 0, 0] = True  # between the pixels that the map takes
-    with pytest.raises(InvalidTargetError, match=r"the defects of 1 masks are too small.*raise image_size"):
+    masks[3, 0, 0] = True  # skipped by nearest-neighbor resampling
+    with pytest.raises(InvalidTargetError, match=r"the defects of 1 masks vanish.*increase image_size"):
         pixel_pro_scorer(KnownDetector(), images(), masks)
 
 
-def test_an_undefined_metric_is_a_number_only_if_asked_for():
+def test_an_undefined_metric_is_a_number_only_on_request():
     scorer = AnomalyScorer(("image_auroc", "pixel_pro"), undefined=float("nan"))
     scores = scorer(KnownDetector(), images(), [None] * 5)
     assert all(math.isnan(score) for score in scores.values())
     masks = masks_for([-1] * 5, (16, 24))
-    scores = scorer(KnownDetector(), images(), masks)  # all anomalous: pixels have both classes, images not
+    scores = scorer(KnownDetector(), images(), masks)  # all anomalous: both classes of pixels, but not of images
     assert math.isnan(scores["image_auroc"])
     assert scores["pixel_pro"] == pixel_pro_scorer(KnownDetector(), images(), masks)
 
 
-def test_labels_and_masks_that_contradict_each_other_are_refused():
+def test_contradictory_labels_and_masks_are_rejected():
     masks = masks_for(LABELS, (16, 24))
-    with pytest.raises(InvalidTargetError, match=r"y\[3\] says anomalous, and masks\[3\] marks no pixel \(1 of 5"):
+    with pytest.raises(InvalidTargetError, match=r"y\[3\] is anomalous, but masks\[3\] marks no pixel \(1 of 5"):
         pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[None] * 4 + [masks[4]])
-    with pytest.raises(InvalidTargetError, match=r"y\[0\] says good, and masks\[0\] marks pixels \(1 of 5"):
+    with pytest.raises(InvalidTargetError, match=r"y\[0\] is normal, but masks\[0\] marks pixels \(1 of 5"):
         pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[masks[4], None, None, masks[3], masks[4]])
-    with pytest.raises(InvalidTargetError, match="masks holds labels"):
+    with pytest.raises(InvalidTargetError, match="masks contains labels"):
         pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=LABELS)
     with pytest.raises(InvalidTargetError, match="masks has 2 entries for 5 images"):
         pixel_pro_scorer(KnownDetector(), images(), LABELS, masks=[None, None])
 
 
-# The objects -----------------------------------------------------------------------------------------------
+# Scorer objects --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": "auroc"}, r"metrics holds \['auroc'\]; expected names out of"),
-        ({"metrics": ("image_auroc", "f1")}, r"metrics holds \['f1'\]"),
+        ({"metrics": "auroc"}, r"metrics contains \['auroc'\]; expected names from"),
+        ({"metrics": ("image_auroc", "f1")}, r"metrics contains \['f1'\]"),
         ({"metrics": ()}, "metrics is empty"),
         ({"max_fpr": 0}, "max_fpr is 0; expected a number in"),
         ({"max_fpr": "0.3"}, "max_fpr is '0.3'"),
         ({"undefined": "nan"}, "undefined is 'nan'; expected 'raise' or a number"),
     ],
 )
-def test_a_scorer_that_cannot_be_is_refused_when_made(arguments, message):
+def test_invalid_arguments_of_a_scorer_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         AnomalyScorer(**arguments)
 
 
-def test_scorers_are_known_by_name_and_say_what_they_are():
+def test_scorers_have_names_and_a_repr():
     assert sorted(SCORERS) == ["image_ap", "image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"]
     assert {name: scorer.metrics for name, scorer in SCORERS.items()} == {name: name for name in SCORERS}
     assert repr(pixel_pro_scorer) == "AnomalyScorer('pixel_pro')"
@@ -320,16 +320,16 @@ def test_scorers_are_known_by_name_and_say_what_they_are():
     assert repr(eval(repr(scorer))) == repr(scorer)  # noqa: S307
 
 
-def test_a_pickled_scorer_is_the_same_scorer():
+def test_a_pickled_scorer_gives_the_same_scores():
     detector, masks = KnownDetector(), masks_for(LABELS, (16, 24))
     for scorer in (pixel_pro_scorer, AnomalyScorer(("image_ap", "pixel_pro"), max_fpr=0.2)):
-        back = pickle.loads(pickle.dumps(scorer))
-        assert back(detector, images(), masks) == scorer(detector, images(), masks)
-        assert repr(back) == repr(scorer)
+        copy = pickle.loads(pickle.dumps(scorer))
+        assert copy(detector, images(), masks) == scorer(detector, images(), masks)
+        assert repr(copy) == repr(scorer)
 
 
-def test_requests_change_ones_own_scorer_and_copy_a_shared_one():
-    with pytest.raises(RuntimeError, match=r"enable_metadata_routing=True.*give masks as y"):
+def test_set_score_request_modifies_own_scorers_and_copies_shared_ones():
+    with pytest.raises(RuntimeError, match=r"enable_metadata_routing=True.*pass masks as y"):
         pixel_pro_scorer.set_score_request(masks=True)
     with sklearn.config_context(enable_metadata_routing=True):
         own = AnomalyScorer("pixel_pro")
@@ -342,6 +342,6 @@ def test_requests_change_ones_own_scorer_and_copy_a_shared_one():
     assert pixel_pro_scorer.get_metadata_routing().score.requests == {"masks": None}
 
 
-def test_an_unfitted_detector_is_refused(good_images):
+def test_an_unfitted_detector_is_rejected(good_images):
     with pytest.raises(sklearn.exceptions.NotFittedError):
         image_auroc_scorer(small_detector(), good_images[:5], LABELS)

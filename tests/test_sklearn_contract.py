@@ -1,4 +1,4 @@
-"""scikit-learn's own battery of estimator checks, on a subclass that folds rows into tiny images."""
+"""scikit-learn's estimator checks, on a subclass that turns rows into tiny images."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SIDE = 16
 
 
 class RowsAsImages(PBASDetector):
-    """Takes (n, n_features) rows: each becomes a 16 x 16 image, its features tiled and squashed into [0, 1]."""
+    """Accepts rows (n, n_features): each becomes a 16 x 16 image of its features, tiled and mapped to [0, 1]."""
 
     def __init__(self, *, max_epochs=1, alpha=0.3, contamination=0.1, precision="float32", random_state=None):
         super().__init__(
@@ -33,11 +33,11 @@ class RowsAsImages(PBASDetector):
         X = validate_data(self, X)
         if len(X) < 2:
             raise ValueError(f"n_samples={len(X)}: 1 sample is not enough")
-        return super().fit(_fold(X))  # labels of the battery's classification data mean nothing here
+        return super().fit(_images(X))  # the checks pass unrelated class labels
 
     def score_samples(self, X):
         check_is_fitted(self)
-        return super().score_samples(_fold(validate_data(self, X, reset=False)))
+        return super().score_samples(_images(validate_data(self, X, reset=False)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -46,17 +46,17 @@ class RowsAsImages(PBASDetector):
         return tags
 
 
-def _fold(X):
+def _images(X):
     tiled = np.resize(np.arange(X.shape[1]), SIDE * SIDE)
     return expit(np.asarray(X, dtype=np.float64) / 10)[:, tiled].reshape(-1, SIDE, SIDE)
 
 
 @parametrize_with_checks([RowsAsImages()])
-def test_the_estimator_passes_sklearns_check(estimator, check):
+def test_the_estimator_passes_the_checks_of_sklearn(estimator, check):
     check(estimator)
 
 
-def test_the_tags_of_the_detector_are_honest():
+def test_the_tags_of_the_detector_are_correct():
     tags = PBASDetector().__sklearn_tags__()
     assert tags.estimator_type == "outlier_detector"
     assert tags.input_tags.three_d_array
@@ -64,6 +64,6 @@ def test_the_tags_of_the_detector_are_honest():
     assert not tags.target_tags.required
 
 
-def test_two_dimensional_data_is_refused_by_the_detector_itself():
+def test_the_detector_rejects_two_dimensional_data():
     with pytest.raises(ValueError, match="2 dimensions"):
         PBASDetector(weights=None).fit(np.zeros((10, 4)))

@@ -1,1 +1,1 @@
-"""The command line: one module per command, and what their pictures share."""
+"""The command line: one module per command, and shared drawing code."""

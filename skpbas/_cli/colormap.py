@@ -1,4 +1,4 @@
-"""Anomaly maps as colours, without matplotlib."""
+"""Color mapping of anomaly maps, without matplotlib."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def colour_table() -> NDArray[np.uint8]:
-    """Compute 256 colours from near black over violet and orange to pale yellow, in even steps of lightness.
+def color_table() -> NDArray[np.uint8]:
+    """Return a colormap of 256 colors from near black through violet and orange to pale yellow.
 
-    The path runs through OKLCh, where equal steps look equal: lightness rises evenly, so the order of
-    values stays readable in grey and by colour-blind eyes.
+    Lightness rises linearly in OKLCh, which is perceptually uniform, so the order of values is visible in grayscale and
+    to color-blind viewers.
 
     Returns
     -------
@@ -44,20 +44,20 @@ def colour_table() -> NDArray[np.uint8]:
     return np.round(255 * encoded.T).astype(np.uint8)
 
 
-def colour_map(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.uint8]:
-    """Colour a map (H, W) between two values: (H, W, 3)."""
-    colours: NDArray[np.uint8] = colour_table()[np.round(255 * _heat(anomaly_map, low, high)).astype(np.intp)]
-    return colours
+def color_map(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.uint8]:
+    """Map the values of an anomaly map (H, W) between ``low`` and ``high`` to colors (H, W, 3)."""
+    colors: NDArray[np.uint8] = color_table()[np.round(255 * _scaled(anomaly_map, low, high)).astype(np.intp)]
+    return colors
 
 
 def overlay(
     image: NDArray[np.uint8], anomaly_map: NDArray[np.floating[Any]], low: float, high: float
 ) -> NDArray[np.uint8]:
-    """Lay a map's colours over an image (H, W, 3), thinner where the map is low."""
-    opacity = 0.75 * _heat(anomaly_map, low, high)[..., None]
-    mixed = (1 - opacity) * image + opacity * colour_map(anomaly_map, low, high)
+    """Blend the colors of an anomaly map over an image (H, W, 3); low values are more transparent."""
+    opacity = 0.75 * _scaled(anomaly_map, low, high)[..., None]
+    mixed = (1 - opacity) * image + opacity * color_map(anomaly_map, low, high)
     return np.round(mixed).astype(np.uint8)
 
 
-def _heat(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.float64]:
+def _scaled(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.float64]:
     return np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)

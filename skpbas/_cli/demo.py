@@ -1,6 +1,6 @@
-"""The demonstration behind ``python -m skpbas demo``: images in, five metrics and one picture out.
+"""The command ``python -m skpbas demo``: images in, five metrics and one picture out.
 
-The package's own heavy modules are imported where they are used, so that ``--help`` answers at once.
+Heavy modules are imported inside functions, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from skpbas._cli.colormap import colour_map, overlay
+from skpbas._cli.colormap import color_map, overlay
 from skpbas.errors import DatasetError, ImageNotFoundError
 
 if TYPE_CHECKING:
     from skpbas import PBASDetector
 
 DEFAULT_NETWORK: dict[str, Any] = {"backbone": "embedded", "weights": "imagenet"}
-"""What the demo runs on where ``--backbone`` is not given: the one place to change it."""
+"""Network of the demo without ``--backbone``."""
 
 GENERATED_EPOCHS = 60
-"""Passes over the generated images; the user's own get the estimator's "auto"."""
+"""Training epochs on generated images; on others the estimator's "auto"."""
 
 PICTURE_NAME = "demo.png"
 
-_N_TRAIN, _N_GOOD, _N_DEFECTIVE = 40, 12, 15
+_N_TRAIN, _N_NORMAL, _N_ANOMALOUS = 40, 12, 15
 _RANDOM_FEATURES = (
-    "random features: {backbone} without pretrained weights, which shows the steps and not the accuracy; "
-    "pass --backbone and --weights for real ones"
+    "random features: {backbone} without pretrained weights, which shows the workflow but not the accuracy; "
+    "pass --backbone and --weights for pretrained features"
 )
 
-Say = Callable[[str], object]
+Echo = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The demo's settings, named as on the command line.
+    """Settings of the demo, named as on the command line.
 
     Attributes
     ----------
     data : Path or None
-        A category's folder in MVTec AD's layout, or a folder of good images; None: images are generated.
+        Category folder in MVTec AD's layout, or a folder of normal images; None: generate images.
     check : tuple of Path
-        Images to judge by the good ones of ``data``.
+        Images to score with a detector fitted to ``data``.
     kind : str
         Product to generate, one of :data:`skpbas.datasets.INSPECTION_KINDS`.
     backbone : str or None
         None: :data:`DEFAULT_NETWORK`.
     weights : str or None
-        "imagenet", a state dict's path or "none" for random ones; None: "imagenet" with a backbone.
+        "imagenet", the path of a state dict, or "none" for random weights; None: "imagenet" with a backbone.
     image_size : int
-        Side of the network's input, pixels.
+        Side of the network's input, in pixels.
     epochs : int or None
-        Passes over the good images; None: :data:`GENERATED_EPOCHS` for generated images, else "auto".
+        Training epochs; None: :data:`GENERATED_EPOCHS` for generated images, otherwise "auto".
     device : str
-        As the estimator's.
+        As for the estimator.
     seed : int
-        Of the generated images and of the detector.
+        Random seed of the generated images and of the detector.
     output : Path
-        Folder for the picture; made where it is missing.
+        Folder for the picture, created if missing.
     """
 
     data: Path | None = None
@@ -79,19 +79,19 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoData:
-    """Images to learn from and images to judge.
+    """Training and test images.
 
     Attributes
     ----------
     train : sequence of images
-        Good ones.
+        Normal images.
     test : sequence of images
     names : list of str
-        What the picture calls each test image.
+        Caption of each test image in the picture.
     labels : ndarray of shape (n_test,) or None
-        +1 good, -1 defective; None where the truth is unknown.
+        +1 normal, -1 anomalous; None if unknown.
     masks : list or None
-        Of each test image an array, a path, or None for a good one.
+        An array, a path, or None for a normal image, per test image.
     """
 
     train: Sequence[Any]
@@ -102,65 +102,68 @@ class DemoData:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the detector says of the test images.
+class Predictions:
+    """Predictions for the test images.
 
     Attributes
     ----------
     margins : ndarray of shape (n_test,)
-        ``decision_function``: below 0 is anomalous.
-    maps : ndarray of shape (n_test, H, W)
-        Anomaly maps at model size.
+        ``decision_function``: negative for anomalous images.
+    anomaly_maps : ndarray of shape (n_test, H, W)
+        At model size.
     """
 
     margins: NDArray[np.float64]
-    maps: NDArray[np.float32]
+    anomaly_maps: NDArray[np.float32]
 
 
-def run_demo(options: DemoOptions, say: Say = print) -> Path:
-    """Run the demo from images to the picture.
+def run_demo(options: DemoOptions, echo: Echo = print) -> Path:
+    """Run the demo.
 
     Parameters
     ----------
     options : DemoOptions
-    say : callable
-        Gets the lines of the report.
+    echo : callable
+        Called with each line of the report.
 
     Returns
     -------
     Path
-        Of the picture.
+        Path of the picture.
 
     Raises
     ------
     SkpbasError, ValueError
-        Images, weights or settings cannot be used; the message says why.
+        Unusable images, weights or settings.
     """
     from skpbas.masks import to_map_size
 
     network = choose_network(options)
     if network["weights"] is None:
-        say(_RANDOM_FEATURES.format(**network))
+        echo(_RANDOM_FEATURES.format(**network))
     data = load_data(options)
     folder = _writable_folder(options.output)
-    say(f"learning from {len(data.train)} good images, then judging {len(data.test)}")
+    echo(f"training on {len(data.train)} normal images, then scoring {len(data.test)}")
     detector = fit_detector(data, options)
-    judged = judge(detector, data.test)
+    predictions = predict(detector, data.test)
     masks = None if data.masks is None else to_map_size(data.masks, data.test, detector)
     if data.labels is None or masks is None:
-        report = decision_table(data.names, judged.margins)
+        report = decision_table(data.names, predictions.margins)
     else:
-        report = metric_table(data.labels, masks, judged)
+        report = metric_table(data.labels, masks, predictions)
     for line in report:
-        say(line)
+        echo(line)
     path = folder / PICTURE_NAME
     shown = list(range(len(data.test))) if data.labels is None else rows_to_show(data.names, data.labels)
-    draw_picture(detector, data, judged, masks, shown).save(path)
-    say(f"wrote {path}: {len(shown)} images with " + ("map and overlay" if masks is None else "mask, map and overlay"))
+    draw_picture(detector, data, predictions, masks, shown).save(path)
+    echo(
+        f"wrote {path}: {len(shown)} images with "
+        + ("anomaly map and overlay" if masks is None else "mask, anomaly map and overlay")
+    )
     return path
 
 
-# Settings and data ----------------------------------------------------------------------------------------
+# Options and data -----------------------------------------------------------------------------------------
 
 
 def choose_network(options: DemoOptions) -> dict[str, Any]:
@@ -169,52 +172,52 @@ def choose_network(options: DemoOptions) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Weights without a backbone.
+        ``weights`` without ``backbone``.
     """
     if options.backbone is None:
         if options.weights is not None:
-            raise ValueError(f"--weights {options.weights} needs --backbone: the network which the weights belong to")
+            raise ValueError(f"--weights {options.weights} needs --backbone, the network that the weights are for")
         return dict(DEFAULT_NETWORK)
     weights = options.weights or "imagenet"
     return {"backbone": options.backbone, "weights": None if weights == "none" else weights}
 
 
 def load_data(options: DemoOptions) -> DemoData:
-    """Generate images, or list those of the user's folder.
+    """Generate images, or list those in the given folder.
 
     Raises
     ------
     DatasetError
-        The folder holds no images, or is not a category of MVTec AD's layout in full.
+        The folder has no images, or is not a complete category in MVTec AD's layout.
     ImageNotFoundError
-        An image to check is not there.
+        An image to check does not exist.
     ValueError
-        The options contradict each other, or the test images are all good or all defective.
+        Contradictory options, or test images of only one class.
     """
     if options.data is None:
         if options.check:
-            raise ValueError("--check needs --data FOLDER: the good images to learn from")
+            raise ValueError("--check needs --data FOLDER, the normal images to train on")
         return _generated(options)
     folder = options.data.resolve()
     in_layout = (folder / "train").is_dir() or (folder / "test").is_dir()
     if options.check:
-        for path in options.check:  # before training, not after it
+        for path in options.check:  # fail before training
             if not path.is_file():
                 raise ImageNotFoundError(f"--check {path}: no such file")
         train = _mvtec(folder, "train").images if in_layout else _images_in(options.data)
         return DemoData(train, list(options.check), _names(options.check))
     if not in_layout:
-        _images_in(options.data)  # first of all: is there anything?
+        _images_in(options.data)  # raises if there are no images at all
         raise ValueError(
-            f"--data {options.data} is a folder of images without test/: name the images to judge with --check, "
-            "or give a category's folder with train/good, test and ground_truth"
+            f"--data {options.data} is a folder of images without test/: pass the images to score with --check, "
+            "or use a category folder with train/good, test and ground_truth"
         )
     train, test = _mvtec(folder, "train"), _mvtec(folder, "test")
     if len(set(test.labels.tolist())) < 2:
-        only = "good" if test.labels[0] == 1 else "defective"
-        raise ValueError(f"{folder / 'test'} holds {only} images only; the metrics need good and defective ones")
-    good = [image for image, label in zip(train.images, train.labels, strict=True) if label == 1]
-    return DemoData(good, test.images, test.defect_types, test.labels, test.masks)
+        only = "normal" if test.labels[0] == 1 else "anomalous"
+        raise ValueError(f"{folder / 'test'} has only {only} images; the metrics need both normal and anomalous ones")
+    normal = [image for image, label in zip(train.images, train.labels, strict=True) if label == 1]
+    return DemoData(normal, test.images, test.defect_types, test.labels, test.masks)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -226,7 +229,7 @@ def _generated(options: DemoOptions) -> DemoData:
     from skpbas.datasets import make_inspection_images
 
     images = make_inspection_images(
-        _N_TRAIN + _N_GOOD, _N_DEFECTIVE, kind=options.kind, size=options.image_size, random_state=options.seed
+        _N_TRAIN + _N_NORMAL, _N_ANOMALOUS, kind=options.kind, size=options.image_size, random_state=options.seed
     )
     return DemoData(
         images.images[:_N_TRAIN],
@@ -251,8 +254,8 @@ def _images_in(folder: Path) -> list[Path]:
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
         categories = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
-        way_out = f"give one of its categories: {', '.join(categories)}" if categories else "give a folder of images"
-        raise DatasetError(f"--data {folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) in it; {way_out}")
+        hint = f"use one of its categories: {', '.join(categories)}" if categories else "use a folder of images"
+        raise DatasetError(f"--data {folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}); {hint}")
     return images
 
 
@@ -260,7 +263,7 @@ def _writable_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output {folder}: the folder cannot be made ({error})") from error
+        raise ValueError(f"--output {folder}: cannot create the folder ({error})") from error
     return folder
 
 
@@ -268,7 +271,7 @@ def _writable_folder(folder: Path) -> Path:
 
 
 def fit_detector(data: DemoData, options: DemoOptions) -> PBASDetector:
-    """Fit a detector, with its progress bar, to the training images."""
+    """Fit a detector to the training images, with a progress bar."""
     from skpbas import PBASDetector
 
     epochs: int | str = "auto" if options.data is not None else GENERATED_EPOCHS
@@ -282,51 +285,53 @@ def fit_detector(data: DemoData, options: DemoOptions) -> PBASDetector:
     ).fit(data.train)
 
 
-def judge(detector: PBASDetector, images: Sequence[Any]) -> Judged:
-    """Score and localise images in one pass of the network."""
+def predict(detector: PBASDetector, images: Sequence[Any]) -> Predictions:
+    """Return margins and anomaly maps from one pass of the network."""
     from skpbas._features.progress import progress_bar
 
-    scores, maps = [], []
-    with progress_bar(len(images), "judging", "image", True) as bar:
+    scores, anomaly_maps = [], []
+    with progress_bar(len(images), "scoring", "image", True) as bar:
         for score, anomaly_map in detector.iter_scores_and_maps(images):
             scores.append(score)
-            maps.append(anomaly_map)
+            anomaly_maps.append(anomaly_map)
             bar.update()
-    return Judged(np.array(scores) - detector.offset_, np.stack(maps))
+    return Predictions(np.array(scores) - detector.offset_, np.stack(anomaly_maps))
 
 
 # The report -----------------------------------------------------------------------------------------------
 
 
-def metric_table(labels: NDArray[np.int64], masks: Sequence[NDArray[np.bool_] | None], judged: Judged) -> list[str]:
-    """Return the lines of the five metrics and of the decisions at the detector's own threshold."""
+def metric_table(
+    labels: NDArray[np.int64], masks: Sequence[NDArray[np.bool_] | None], predictions: Predictions
+) -> list[str]:
+    """Return the lines of the five metrics and of the errors at the detector's threshold."""
     from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
-    pixels = pixel_metrics(masks, list(judged.maps))
+    pixels = pixel_metrics(masks, list(predictions.anomaly_maps))
     values = {
-        "image AUROC": image_auroc(labels, -judged.margins),
-        "image AP": image_ap(labels, -judged.margins),
+        "image AUROC": image_auroc(labels, -predictions.margins),
+        "image AP": image_ap(labels, -predictions.margins),
         "pixel AUROC": pixels["pixel_auroc"],
         "pixel AP": pixels["pixel_ap"],
         "PRO (to FPR 0.3)": pixels["pixel_pro"],
     }
-    flagged, good = judged.margins < 0, labels == 1
+    flagged, normal = predictions.margins < 0, labels == 1
     rows = [(name, f"{value:.3f}") for name, value in values.items()]
     counts = [
-        ("false alarms", f"{int((flagged & good).sum())} of {int(good.sum())} good images"),
-        ("misses", f"{int((~flagged & ~good).sum())} of {int((~good).sum())} defective images"),
+        ("false alarms", f"{int((flagged & normal).sum())} of {int(normal.sum())} normal images"),
+        ("misses", f"{int((~flagged & ~normal).sum())} of {int((~normal).sum())} anomalous images"),
     ]
-    return [*_aligned(rows), "at the detector's own threshold:", *_aligned(counts)]
+    return [*_aligned(rows), "at the detector's threshold:", *_aligned(counts)]
 
 
 def decision_table(names: Sequence[str], margins: NDArray[np.float64]) -> list[str]:
-    """Return a line for each checked image: its name, the decision and ``decision_function``."""
+    """Return one line per image: name, decision and margin (``decision_function``)."""
     rows = [(name, f"{_decision(margin):10} {margin:9.3f}") for name, margin in zip(names, margins, strict=True)]
-    return [*_aligned([("image", f"{'decision':10} {'score':>9}"), *rows]), "a score below 0 is anomalous"]
+    return [*_aligned([("image", f"{'decision':10} {'margin':>9}"), *rows]), "a margin below 0 is anomalous"]
 
 
 def _decision(margin: float) -> str:
-    return "anomalous" if margin < 0 else "good"
+    return "anomalous" if margin < 0 else "normal"
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -339,21 +344,21 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 _TILE = 192
 _GAP = 6
 _CAPTION_WIDTH = 150
-_HEAD_HEIGHT = 26
-_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_HEADER_HEIGHT = 26
+_BACKGROUND, _TEXT_COLOR = (255, 255, 255), (30, 30, 30)
 
 
-def rows_to_show(names: Sequence[str], labels: NDArray[np.int64], most: int = 6) -> list[int]:
-    """Choose test images for the picture: one of each defect in turn, then a good one last.
+def rows_to_show(names: Sequence[str], labels: NDArray[np.int64], max_rows: int = 6) -> list[int]:
+    """Select test images for the picture: one of each defect type in turn, then a normal one.
 
     Parameters
     ----------
     names : sequence of str
-        Defect of each image.
+        Defect type of each image.
     labels : ndarray of shape (n,)
-        +1 good, -1 defective.
-    most : int
-        Rows at most, the good one included.
+        +1 normal, -1 anomalous.
+    max_rows : int
+        Largest number of images, including the normal one.
 
     Returns
     -------
@@ -365,37 +370,37 @@ def rows_to_show(names: Sequence[str], labels: NDArray[np.int64], most: int = 6)
         queues.setdefault(names[index], []).append(index)
     longest = max(map(len, queues.values()), default=0)
     in_turn = [queue[turn] for turn in range(longest) for queue in queues.values() if turn < len(queue)]
-    return sorted(in_turn[: most - 1]) + np.flatnonzero(labels == 1)[:1].tolist()
+    return sorted(in_turn[: max_rows - 1]) + np.flatnonzero(labels == 1)[:1].tolist()
 
 
 def draw_picture(
     detector: PBASDetector,
     data: DemoData,
-    judged: Judged,
+    predictions: Predictions,
     masks: Sequence[NDArray[np.bool_] | None] | None,
     shown: Sequence[int],
 ) -> Image.Image:
-    """Draw one row an image: the image, its mask where there are masks, its map and both laid over each other.
+    """Draw one row per image: the image, its mask if there are masks, its anomaly map and an overlay.
 
-    One colour scale, from the median of all test maps to their highest value, serves every row.
+    All rows share one color scale, from the median to the maximum of all test anomaly maps.
     """
-    low, high = float(np.median(judged.maps)), float(judged.maps.max())
-    heads = ["image", *([] if masks is None else ["mask"]), f"map, {low:.2f} to {high:.2f}", "overlay"]
+    low, high = float(np.median(predictions.anomaly_maps)), float(predictions.anomaly_maps.max())
+    titles = ["image", *([] if masks is None else ["mask"]), f"anomaly map, {low:.2f} to {high:.2f}", "overlay"]
     views = _views(detector, [data.test[i] for i in shown])
     height, width = detector.map_shape_
     size = (_TILE, max(1, round(_TILE * height / width)))
     sheet = Image.new(
         "RGB",
-        (_CAPTION_WIDTH + len(heads) * (size[0] + _GAP), _HEAD_HEIGHT + len(shown) * (size[1] + _GAP)),
-        _PAPER,
+        (_CAPTION_WIDTH + len(titles) * (size[0] + _GAP), _HEADER_HEIGHT + len(shown) * (size[1] + _GAP)),
+        _BACKGROUND,
     )
-    pen = ImageDraw.Draw(sheet)
-    for column, head in enumerate(heads):
-        pen.text((_CAPTION_WIDTH + column * (size[0] + _GAP), 6), head, _INK, font=_font(14))
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((_CAPTION_WIDTH + column * (size[0] + _GAP), 6), title, _TEXT_COLOR, font=_font(14))
     for row, (index, view) in enumerate(zip(shown, views, strict=True)):
-        top = _HEAD_HEIGHT + row * (size[1] + _GAP)
-        anomaly_map, margin = judged.maps[index], float(judged.margins[index])
-        tiles = [view, colour_map(anomaly_map, low, high), overlay(view, anomaly_map, low, high)]
+        top = _HEADER_HEIGHT + row * (size[1] + _GAP)
+        anomaly_map, margin = predictions.anomaly_maps[index], float(predictions.margins[index])
+        tiles = [view, color_map(anomaly_map, low, high), overlay(view, anomaly_map, low, high)]
         if masks is not None:
             mask = masks[index]
             tiles.insert(
@@ -404,13 +409,15 @@ def draw_picture(
         for column, tile in enumerate(tiles):
             picture = Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR)
             sheet.paste(picture, (_CAPTION_WIDTH + column * (size[0] + _GAP), top))
-        pen.text((6, top + 4), _shortened(data.names[index]), _INK, font=_font(14))
-        pen.text((6, top + 26), f"says: {_decision(margin)}\nscore {margin:.2f}", _INK, font=_font(12), spacing=4)
+        draw.text((6, top + 4), _shortened(data.names[index]), _TEXT_COLOR, font=_font(14))
+        draw.text(
+            (6, top + 26), f"says: {_decision(margin)}\nmargin {margin:.2f}", _TEXT_COLOR, font=_font(12), spacing=4
+        )
     return sheet
 
 
 def _views(detector: PBASDetector, images: Sequence[Any]) -> list[NDArray[np.uint8]]:
-    """Return the images as the network sees them, (H, W, 3)."""
+    """Return the images as seen by the network, (H, W, 3)."""
     from skpbas._inputs.images import ImageSequence, check_images
 
     sequence = ImageSequence(check_images(images), image_size=detector.map_shape_, resize=detector.resize, smallest=1)
@@ -422,5 +429,5 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _shortened(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 3] + "..."
+def _shortened(name: str, max_length: int = 18) -> str:
+    return name if len(name) <= max_length else name[: max_length - 3] + "..."

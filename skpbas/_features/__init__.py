@@ -1,1 +1,1 @@
-"""Images to stored features: extraction, the store that training reads, the cache of ``memory``, sampling."""
+"""From images to stored features: extraction, sampling, and the caches on disk and across fits."""

@@ -1,4 +1,4 @@
-"""Feature maps kept across fits, by the content of the image and of the network: the parameter ``memory``."""
+"""Feature maps cached across fits, keyed by image and network contents: the parameter ``memory``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from skpbas.core.backbones.levels import HookedModule
 
 
 class MapCache:
-    """Feature maps of images on disk, in a folder of entries.
+    """On-disk cache of the feature maps of images.
 
-    An entry belongs to an image's content (the bytes of its file, or its pixels) and to all that its feature maps
-    depend on: the network with its weights, the size and way of resizing, and the precision.
+    The key of an entry covers the image (the bytes of its file, or its pixels) and everything that its feature maps
+    depend on: the network with its weights, the input size, the resize mode and the precision.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ class MapCache:
     extractor : FeatureExtractor
     resize : str
     dtype : torch.dtype
-        Of the kept feature maps; float16 becomes float32 where a value would not fit.
+        Storage type of the feature maps; float32 replaces float16 if a value is out of its range.
 
     Raises
     ------
     ValueError
-        The backbone is somebody's module, and what it computes cannot be named.
+        The backbone is a module given by the user, and no key can be computed for what it does.
     """
 
     def __init__(self, folder: EntryFolder, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
@@ -53,31 +53,31 @@ class MapCache:
     def of(
         cls, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype, *, writes: bool
     ) -> MapCache | None:
-        """Return the cache that the parameter ``memory`` stands for, which may be none."""
+        """Return the cache for the parameter ``memory``, or None."""
         folder = folder_of(memory)
         return None if folder is None else cls(EntryFolder(folder, writes=writes), extractor, resize, dtype)
 
     def key(self, item: Any) -> str:
-        """Return the name of an image's entry; OSError if its file cannot be read."""
+        """Return the key of an image; raises OSError if its file cannot be read."""
         if isinstance(item, (str, PathLike)):
             return digest_of(self._network, "file", Path(item).read_bytes()).hex()
         kind = "array"
         if isinstance(item, Image.Image):
             kind = f"{item.mode} {item.getexif().get(ExifTags.Base.Orientation)} {item.info.get('transparency')}"
-            item = item.convert("RGBA") if item.mode in ("P", "PA") else item  # an index means nothing without palette
+            item = item.convert("RGBA") if item.mode in ("P", "PA") else item  # indices need their palette
         pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
         return digest_of(self._network, kind, array_digest(pixels)).hex()
 
     def find(self, key: str) -> tuple[list[Tensor], Geometry] | None:
-        """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, if they are kept and sound."""
+        """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, or None if not cached."""
         found = self.folder.read(key)
         if found is None or not self._fit(found[0]) or not _is_shape(found[1]):
             return None
-        kept, (height, width) = found
-        return _channels_first(kept), Geometry.of((height, width), self.extractor.image_size, self.resize)
+        stored, (height, width) = found
+        return _channels_first(stored), Geometry.of((height, width), self.extractor.image_size, self.resize)
 
-    def keep(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
-        """Write an image's feature maps (1, C_l, H_l, W_l); return them as they will be found."""
+    def store(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
+        """Store an image's feature maps (1, C_l, H_l, W_l); return them as :meth:`find` will."""
         narrow = [level.cpu().permute(0, 2, 3, 1).contiguous() for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
@@ -85,18 +85,18 @@ class MapCache:
             self.folder.write(key, narrow, list(geometry.input_shape))
         return _channels_first(narrow)
 
-    def _fit(self, kept: Sequence[Tensor]) -> bool:
-        """Return whether these (1, H_l, W_l, C_l) can be feature maps of one image: of their shapes, and finite."""
+    def _fit(self, stored: Sequence[Tensor]) -> bool:
+        """Return whether these (1, H_l, W_l, C_l) are valid feature maps of one image: shapes, types, finite."""
         return (
-            [tuple(level.shape) for level in kept] == [(1, h, w, c) for c, h, w in self.extractor.level_shapes]
-            and {level.dtype for level in kept} in ({self.dtype}, {torch.float32})
-            and are_finite(kept)
+            [tuple(level.shape) for level in stored] == [(1, h, w, c) for c, h, w in self.extractor.level_shapes]
+            and {level.dtype for level in stored} in ({self.dtype}, {torch.float32})
+            and are_finite(stored)
         )
 
 
-def _channels_first(kept: Sequence[Tensor]) -> list[Tensor]:
-    """Return maps (1, C, H, W) in the memory of kept ones (1, H, W, C): in the order that the backbone gives them."""
-    return [level.permute(0, 3, 1, 2) for level in kept]
+def _channels_first(stored: Sequence[Tensor]) -> list[Tensor]:
+    """Return (1, C, H, W) views of maps (1, H, W, C): the memory format of the backbone's output, so equal rounding."""
+    return [level.permute(0, 3, 1, 2) for level in stored]
 
 
 def _is_shape(note: Any) -> bool:
@@ -105,21 +105,21 @@ def _is_shape(note: Any) -> bool:
 
 @dataclass(frozen=True)
 class _KnownDigest:
-    """The digest of a network, and what shows cheaply that its weights are still the same."""
+    """The digest of a network, with a cheap fingerprint that detects changed weights."""
 
     digest: str
     fingerprint: tuple[Any, ...]
-    tensors: list[Tensor]  # held so that no other weights are allocated at their addresses
+    tensors: list[Tensor]  # keeps their memory from being reused for other weights
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _KnownDigest] = WeakKeyDictionary()
 
 
 def network_digest(network: nn.Module) -> str:
-    """Return a name for a network and its weights, hashed once for as long as they do not change.
+    """Return a hash of a network and its weights, recomputed only when they change.
 
-    A changed weight shows in its place in memory, its version or its checksum: the last notices what is written past
-    torch, through ``.data`` or a numpy view.
+    Changes are detected by the address, version and checksum of each tensor; the checksum catches writes that bypass
+    torch's version counter, through ``.data`` or a numpy view.
     """
     state = network.state_dict()
     tensors = list(state.values())
@@ -142,10 +142,10 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """Return a sum over the bits of a tensor, in one pass over its memory."""
+    """Return the sum of a tensor's memory, read as 64-bit integers."""
     dense = tensor.detach()
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        dense = dense.permute(0, 2, 3, 1)  # the order in memory, without a copy
+        dense = dense.permute(0, 2, 3, 1)  # memory order, so that nothing is copied
     bits = dense.contiguous().view(-1).view(torch.uint8)
     whole = bits[: len(bits) // 8 * 8].view(torch.int64)
     return int(whole.sum()) + int(bits[len(whole) * 8 :].sum())

@@ -1,4 +1,4 @@
-"""Names of content: of tensors by their bytes, of other values by what they are."""
+"""Content digests of tensors, arrays and nested Python values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Digest = bytes
 
 
 def digest_of(*parts: bytes | str) -> Digest:
-    """Return the digest of a sequence of parts, each of which counts with its length."""
+    """Return the digest of a sequence of parts; where one ends and the next begins matters."""
     encoded = [part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts]
     lengths = ",".join(str(len(part)) for part in encoded).encode()
     return hashlib.blake2b(b"".join([lengths, b":", *encoded]), digest_size=_SIZE).digest()
@@ -39,7 +39,7 @@ def qualified_name(named: Any) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> Digest:
-    """Return the digest of a tensor's type, shape and values; strides and device do not count."""
+    """Return the digest of a tensor's type, shape and values; strides and device do not matter."""
     dense = tensor.detach().cpu()
     if dense.layout != torch.strided:
         dense = dense.to_dense()
@@ -50,10 +50,10 @@ def tensor_digest(tensor: Tensor) -> Digest:
 
 
 def array_digest(array: np.ndarray[Any, Any]) -> Digest:
-    """Return the digest of an array's type, shape and values; objects count by their ``repr``."""
+    """Return the digest of an array's type, shape and values; objects are represented by their ``repr``."""
     if array.dtype.hasobject:
         return digest_of("objects", str(array.shape), repr(array.tolist()))
-    if array.dtype.names is not None:  # bytes between the fields may be anything
+    if array.dtype.names is not None:  # padding between fields is undefined
         return digest_of(*(part for name in array.dtype.names for part in (name, array_digest(array[name]))))
     hashed = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=_SIZE)
     hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -66,7 +66,7 @@ def _text_digest(text: str) -> Digest:
 
 
 class Walk:
-    """Digests of nested values: equal for equal content, in any process and whatever is shared within it.
+    """Digests of nested values: equal for equal content, in any process and whether or not objects are shared.
 
     Parameters
     ----------
@@ -74,15 +74,15 @@ class Walk:
         Called with the walk and a value of a type that is not known here, functions and classes among them; returns
         its digest.
     module_state : callable
-        Called with a module; returns what of it counts.
+        Called with a module; returns the attributes that matter.
     """
 
     def __init__(
         self, other: Callable[[Walk, Any], Digest], module_state: Callable[[nn.Module], Mapping[str, Any]]
     ) -> None:
         self._other, self._module_state = other, module_state
-        self._known: dict[int, tuple[Any, Digest]] = {}  # with the value, which keeps its id from being used again
-        self._open: list[int] = []  # values that are being walked, outermost first
+        self._known: dict[int, tuple[Any, Digest]] = {}  # by id; holding the value keeps its id from being reused
+        self._open: list[int] = []  # ids of the values being walked, outermost first
 
     def digest(self, value: Any) -> Digest:
         """Return the digest of a value."""
@@ -107,18 +107,18 @@ class Walk:
         return known[1]
 
     def mapping(self, values: Mapping[Any, Any]) -> Digest:
-        """Return the digest of a mapping, whose order counts."""
+        """Return the digest of a mapping; its order matters."""
         return digest_of("dict", *(part for item in values.items() for part in map(self.digest, item)))
 
     def attributes(self, values: Mapping[str, Any]) -> Digest:
-        """Return the digest of attributes, whose order does not count."""
+        """Return the digest of attributes; their order does not matter."""
         return self.mapping({name: values[name] for name in sorted(values)})
 
     def _compound(self, value: Any) -> Digest:
         if isinstance(value, Tensor):
             try:
                 return digest_of("tensor", tensor_digest(value))
-            except (RuntimeError, TypeError, NotImplementedError):  # without bytes of its own, as on the meta device
+            except (RuntimeError, TypeError, NotImplementedError):  # has no data, for example on the meta device
                 return digest_of("tensor", type_name(value), str((value.dtype, tuple(value.shape))))
         if isinstance(value, np.ndarray):
             return digest_of("array", array_digest(value))

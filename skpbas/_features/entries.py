@@ -1,4 +1,4 @@
-"""Tensors on disk by key, for the parameter ``memory``: files that hold no code, and are checked when they are read."""
+"""On-disk entries of the parameter ``memory``: tensors by key, in files without code that are checked when read."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from skpbas._features.digests import digest_of, tensor_digest
 from skpbas.errors import StorageError
 
 FORMAT = 1
-"""Raised whenever entries of the same key would hold something else: another decoding of images, other features."""
+"""Incremented if entries of the same key get another content, for example because images are decoded differently."""
 
 _SUFFIX = ".safetensors"
-_ABANDONED_AFTER = 3600  # seconds since a file was begun that is still not complete
+_ABANDONED_AFTER = 3600  # seconds after which a partial file is considered abandoned
 
 
 class EntryFolder:
     """A folder of entries, each a file of tensors under its key.
 
-    Entries are written whole or not at all, so any number of processes may share the folder. One that was damaged or
-    replaced is as good as none: it is computed again, and written over.
+    Entries are written atomically, so any number of processes may share the folder. A damaged or replaced entry is
+    treated as missing: it is computed again and overwritten.
 
     Parameters
     ----------
     folder : Path
-        The one that the user named; entries are in a folder within it.
+        As given by the user; entries are in a subfolder.
     writes : bool, default=True
         False: entries are only read.
     """
@@ -48,20 +48,20 @@ class EntryFolder:
         return _home(self.folder) / key[:2] / f"{key}{_SUFFIX}"
 
     def read(self, key: str) -> tuple[list[Tensor], Any] | None:
-        """Return the tensors of an entry, on the CPU, and what was noted with them; None if there is no sound one."""
+        """Return the tensors of an entry, on the CPU, and their note, or None if there is no valid entry."""
         try:
-            content = self.path(key).read_bytes()  # whole: a file that shrinks while it is mapped ends the process
+            content = self.path(key).read_bytes()  # not mapped: a file that shrinks would end the process
             length = int.from_bytes(content[:8], "little")
             about = json.loads(content[8 : 8 + length])["__metadata__"]
             named = load(content)
             tensors = [named[str(i)] for i in range(len(named))]
             sound = about["key"] == key and about["digest"] == _digest(key, about["note"], tensors)
             return (tensors, json.loads(about["note"])) if sound else None
-        except Exception:  # noqa: BLE001 - none there, or damaged in whatever way
+        except Exception:  # noqa: BLE001 - missing, or damaged in any way
             return None
 
     def write(self, key: str, tensors: Sequence[Tensor], note: Any = None) -> None:
-        """Write an entry; where that is not possible, warn and write no other."""
+        """Write an entry; if that fails, warn and stop writing."""
         if not self.writes:
             return
         tensors, text = [tensor.detach().cpu().contiguous() for tensor in tensors], json.dumps(note)
@@ -79,16 +79,16 @@ class EntryFolder:
         except OSError as error:
             self.writes = False
             warnings.warn(
-                f"memory={str(self.folder)!r} cannot be written ({error}): the computation goes on, and keeps nothing "
-                "more there; make room (skpbas.trim_memory), or name another folder",
+                f"memory={str(self.folder)!r} cannot be written ({error}): the computation continues without "
+                "caching; free some space (skpbas.trim_memory) or use another folder",
                 UserWarning,
                 stacklevel=2,
             )
 
-    def kept(
+    def cached(
         self, key: str, make: Callable[[], list[Tensor]], fits: Callable[[Sequence[Tensor]], bool]
     ) -> list[Tensor]:
-        """Return the tensors of an entry if they fit, otherwise what ``make`` returns, which is then kept."""
+        """Return the tensors of a valid entry, or ``make()``, which is then written."""
         found = self.read(key)
         if found is not None and are_finite(found[0]) and fits(found[0]):
             return found[0]
@@ -98,12 +98,12 @@ class EntryFolder:
 
 
 def folder_of(memory: Any) -> Path | None:
-    """Return the folder that the parameter ``memory`` names: a path, or a ``joblib.Memory``, whose location it is.
+    """Return the folder of the parameter ``memory``: the path itself, or the location of a ``joblib.Memory``.
 
     Raises
     ------
     ValueError
-        An object that has no folder.
+        The object has no folder.
     """
     if memory is None or isinstance(memory, (str, PathLike)):
         return None if memory is None else Path(memory)
@@ -123,7 +123,7 @@ def check_folder(memory: Any) -> None:
     Raises
     ------
     StorageError
-        A file is in the place of the folder, or of one above it.
+        The folder, or a parent of it, is a file.
     """
     folder = folder_of(memory)
     if folder is None:
@@ -134,38 +134,38 @@ def check_folder(memory: Any) -> None:
             if path.is_dir():
                 return
             is_file = path.exists()
-        except OSError:  # above a file, or not to be looked into: writing will tell
+        except OSError:  # not accessible, or below a file
             continue
         if is_file:
             raise StorageError(
-                f"memory={str(folder)!r} cannot be a folder: {path} is a file; give another path, or memory=None"
+                f"memory={str(folder)!r} cannot be a folder: {path} is a file; use another path or memory=None"
             )
 
 
 def trim_memory(folder: str | PathLike[str], max_bytes: int) -> int:
     """Delete the oldest entries of a ``memory`` folder until the others take at most ``max_bytes``.
 
-    Processes that use the folder go on: an entry that they miss is computed again. Nothing but entries of this package
-    is counted or deleted.
+    Processes that use the folder are not disturbed: they compute missing entries again. Only entries of this package
+    are counted and deleted.
 
     Parameters
     ----------
     folder : str or Path
-        What was given as ``memory``, or the location of the ``joblib.Memory``.
+        The value of ``memory``, or the location of the ``joblib.Memory``.
     max_bytes : int
-        Bytes that entries may take, >= 0; 0 deletes all of them.
+        Maximum total size of the entries, >= 0; 0 deletes all of them.
 
     Returns
     -------
     int
-        Bytes that the remaining entries take.
+        Total size of the remaining entries in bytes.
 
     Raises
     ------
     ValueError
         ``max_bytes`` is negative.
     NotADirectoryError
-        ``folder`` is no folder.
+        ``folder`` is not a folder.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def trim_memory(folder: str | PathLike[str], max_bytes: int) -> int:
     if max_bytes < 0:
         raise ValueError(f"max_bytes={max_bytes}: must be 0 or more")
     if not Path(folder).is_dir():
-        raise NotADirectoryError(f"folder={str(folder)!r} is no folder; give what was given as memory")
+        raise NotADirectoryError(f"folder={str(folder)!r} is not a folder; use the value of memory")
     entries: list[tuple[float, str, int]] = []
     for home in Path(folder).glob("skpbas-[0-9]*"):  # of other formats too
         for path in home.glob("[0-9a-f][0-9a-f]/*"):
@@ -191,12 +191,12 @@ def trim_memory(folder: str | PathLike[str], max_bytes: int) -> int:
                 if path.suffix == _SUFFIX:
                     entries.append((status.st_mtime, str(path), status.st_size))
                 elif path.suffix == ".part" and time.time() - status.st_mtime > _ABANDONED_AFTER:
-                    path.unlink()  # of a process that ended while it wrote
+                    path.unlink()  # left by a process that was killed
     total = sum(size for _, _, size in entries)
     for _, name, size in sorted(entries):
         if total <= max_bytes:
             break
-        with suppress(PermissionError):  # being read, where a system protects such files
+        with suppress(PermissionError):  # open in another process, on Windows
             Path(name).unlink(missing_ok=True)
             total -= size
     return total

@@ -1,4 +1,4 @@
-"""Images to level maps: decoded ahead of the network, and not computed twice where a cache keeps them."""
+"""From images to feature maps, with images decoded in background threads and feature maps cached if requested."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ T = TypeVar("T")
 
 @dataclass
 class _Image:
-    """What is known of an image before the network has seen it."""
+    """An image before its pass through the network."""
 
     geometry: Geometry
     view: Tensor | None = None  # (3, H, W)
-    maps: list[Tensor] | None = None  # (1, C_l, H_l, W_l) each, where a cache had them
+    maps: list[Tensor] | None = None  # (1, C_l, H_l, W_l) each, if cached
     key: str | None = None
 
 
 class LevelMaps:
-    """The levels' maps of a sequence of images, one batch after the other.
+    """Batches of the feature maps of a sequence of images.
 
     Parameters
     ----------
     images : ImageSequence
     extractor : FeatureExtractor
     n_workers : int
-        Threads that decode ahead.
+        Number of decoding threads.
     cache : MapCache or None
-        Where maps are looked for, and kept.
+        Cache of feature maps.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class LevelMaps:
         self.batch_size = inference_batch(extractor.device)
 
     def batches(self, rows: Sequence[int]) -> Iterator[tuple[list[Tensor], list[Geometry]]]:
-        """Yield the maps (B, C_l, H_l, W_l), on the network's device, and the geometries of the images at ``rows``."""
-        for batch in in_batches(ahead(self._load, rows, self.n_workers), self.batch_size):
+        """Yield feature maps (B, C_l, H_l, W_l), on the network's device, and geometries of the images at ``rows``."""
+        for batch in in_batches(prefetch(self._load, rows, self.n_workers), self.batch_size):
             yield self._maps(batch), [image.geometry for image in batch]
         self.images.warn_of_crops()
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
-        """Run the backbone once over the images at ``rows``; keep the levels' parts of their patch features."""
+        """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
         aggregator = self.extractor.aggregator
         shapes = [
             (outputs.stop - outputs.start, height, width)
@@ -79,7 +79,7 @@ class LevelMaps:
         try:
             key = self.cache.key(self.images.items[index])
         except OSError:
-            self.images.load(index)  # says which image it is
+            self.images.load(index)  # raises an error that names the image
             raise
         found = self.cache.find(key)
         if found is not None:
@@ -99,20 +99,20 @@ class LevelMaps:
             if image.maps is None:
                 assert image.key is not None
                 i = next(new)
-                image.maps = self.cache.keep(image.key, [level[i : i + 1] for level in computed], image.geometry)
+                image.maps = self.cache.store(image.key, [level[i : i + 1] for level in computed], image.geometry)
         levels = zip(*(image.maps for image in batch if image.maps is not None), strict=True)
         return [torch.cat(level).to(self.extractor.device).float() for level in levels]
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Stack views into (B, 3, H, W); where 8-bit and 16-bit images meet, all become floats in [0, 1]."""
+    """Stack views into (B, 3, H, W); if 8-bit and 16-bit images are mixed, all become floats in [0, 1]."""
     if len({view.dtype for view in views}) > 1:
         views = [view / 255 if view.dtype == torch.uint8 else view for view in views]
     return torch.stack(list(views))
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items, the last one perhaps shorter."""
+    """Yield lists of ``size`` items; the last may be shorter."""
     batch: list[T] = []
     for item in items:
         batch.append(item)
@@ -123,8 +123,8 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def ahead(load: Callable[[int], T], order: Iterable[int], n_workers: int) -> Iterator[T]:
-    """Yield ``load(i)`` in the order asked for, done ahead by threads; memory for a few results."""
+def prefetch(load: Callable[[int], T], order: Iterable[int], n_workers: int) -> Iterator[T]:
+    """Yield ``load(i)`` in the given order, computed in advance by threads; few results are held at a time."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers, thread_name_prefix="skpbas-decode") as pool:
         try:

@@ -1,7 +1,7 @@
-"""Names of what modules compute, for entries of ``memory``: their code and their attributes, next to their weights.
+"""Keys of the code and attributes of modules, for entries of ``memory``.
 
-A state dict and a ``repr`` tell two networks of torch's own layers apart, but not two that differ in a plain attribute
-or in what ``forward`` does.
+State dict and ``repr`` identify networks of torch's own layers, but not modules that differ in a plain attribute or in
+their ``forward``.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch.fx import GraphModule
 from skpbas._features.digests import Digest, Walk, digest_of, qualified_name, type_name
 
 _KNOWN_PACKAGES = {"torch", "torchvision", "skpbas", "numpy", *sys.stdlib_module_names}
-"""Packages whose functions and classes are told apart by their names."""
+"""Packages whose functions and classes are identified by name; those of others by their code."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _THAT_COUNT = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forward_hooks")
 
 
 class _UnknownError(TypeError):
-    """A value whose content cannot be named."""
+    """No key can be computed for a value."""
 
 
 def code_key(module: nn.Module) -> str:
-    """Return a name for all that a module computes with, apart from its weights.
+    """Return a key of everything but the weights that the outputs of a module depend on.
 
-    That is, of it and of its submodules, the classes, the code of those that are not torch's own with the functions and
-    constants that it refers to, attributes and hooks; or, if the module has it, the str ``memory_key``.
+    It covers the module and its submodules: their classes, attributes and hooks, and the code of classes that are not
+    torch's, with the functions and constants that it refers to. An attribute ``memory_key`` of the module replaces it.
 
     Raises
     ------
     ValueError
-        Something whose content cannot be named, with the way out.
+        No key can be computed; the message names the attribute and the remedy.
     """
     own = getattr(module, "memory_key", None)
     if own is not None:
@@ -66,15 +66,15 @@ def code_key(module: nn.Module) -> str:
                         raise _UnknownError(f"its attribute {attribute!r} holds {error}") from None
         except _UnknownError as error:
             raise ValueError(
-                f"memory= needs a name for what the backbone computes, and cannot find one for {path}: {error}. Give "
-                "the backbone an attribute memory_key, a str that you change whenever it computes something else, or "
-                "set memory=None"
+                f"memory= needs a key for the computation of the backbone, and cannot make one for {path}: {error}. "
+                "Set an attribute memory_key of the backbone, a str that you change whenever its computation changes, "
+                "or use memory=None"
             ) from None
     return digest_of(*parts).hex()
 
 
 def _attributes(module: nn.Module) -> Mapping[str, Any]:
-    """Return what of a module may change its results; hooks without the numbers that each process gives them."""
+    """Return the attributes that may change a module's results; hooks without their ids, which differ by process."""
     state = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
     state["class"] = type(module)
     for name in _THAT_COUNT:
@@ -85,14 +85,14 @@ def _attributes(module: nn.Module) -> Mapping[str, Any]:
 
 
 class _Code:
-    """Digests of functions, classes and objects by what they do."""
+    """Digests of functions, classes and objects, by their code and attributes."""
 
     def __init__(self) -> None:
         self._open: set[int] = set()
         self._classes: dict[type, Digest] = {}
 
     def other(self, walk: Walk, value: Any) -> Digest:
-        """Return the digest of a value that :class:`Walk` does not know."""
+        """Return the digest of a value of a type that :class:`Walk` does not handle."""
         if isinstance(value, (types.BuiltinFunctionType, np.ufunc, logging.Logger)):
             return digest_of("named", qualified_name(value))
         if isinstance(value, (classmethod, staticmethod)):
@@ -107,7 +107,7 @@ class _Code:
             return self.of_class(walk, value)
         if isinstance(value, types.ModuleType):
             return self._module(value)
-        if type(value).__module__.split(".")[0] == "skpbas":  # a hook of ours
+        if type(value).__module__.split(".")[0] == "skpbas":  # hooks of this package
             return digest_of("ours", type_name(value))
         if _is_known(value):
             return digest_of("named", qualified_name(value))
@@ -119,9 +119,9 @@ class _Code:
         raise _UnknownError(f"a {type_name(value)}")
 
     def of_class(self, walk: Walk, kind: type) -> Digest:
-        """Return the digest of a class: its name, and the code of whatever in it is not torch's own."""
+        """Return the digest of a class: its name, and the code of bases outside the known packages."""
         if kind not in self._classes:
-            self._classes[kind] = digest_of("open", qualified_name(kind))  # for code that refers to its class
+            self._classes[kind] = digest_of("open", qualified_name(kind))  # for methods that refer to their class
             parts = [digest_of("class", qualified_name(kind))]
             for base in kind.__mro__:
                 if _is_known(base):
@@ -149,13 +149,13 @@ class _Code:
             self._open.discard(id(function))
 
     def _module(self, module: types.ModuleType) -> Digest:
-        """Return the digest of an imported module: its version, or its source."""
+        """Return the digest of an imported module: its name or its source."""
         if module.__name__.split(".")[0] in _KNOWN_PACKAGES or getattr(module, "__file__", None) is None:
             return digest_of("package", module.__name__)
         try:
             return digest_of("source", module.__name__, Path(inspect.getsourcefile(module) or "").read_bytes())
         except (OSError, TypeError):
-            raise _UnknownError(f"the module {module.__name__}, whose source is not there") from None
+            raise _UnknownError(f"the module {module.__name__}, which has no source file") from None
 
 
 _HEAP_TYPE = 1 << 9
@@ -178,15 +178,15 @@ _NO_CODE = {
 
 
 def _is_known(value: Any) -> bool:
-    """Return whether a class or function belongs to a package whose names say what they do."""
+    """Return whether a class or function belongs to a known package."""
     package = str(getattr(value, "__module__", None)).split(".")[0]
-    if package == "builtins":  # also the module of what exec() makes in a namespace without a name
+    if package == "builtins":  # exec() in a namespace without __name__ uses this name, too
         return not isinstance(value, types.FunctionType) and not getattr(value, "__flags__", 0) & _HEAP_TYPE
     return hasattr(value, "__qualname__") and package in _KNOWN_PACKAGES
 
 
 def _is_plain(kind: type) -> bool:
-    """Return whether all that an instance holds is in its ``__dict__``."""
+    """Return whether instances keep their whole state in ``__dict__``."""
     return all(
         base is object or (base.__flags__ & _HEAP_TYPE and not vars(base).get("__slots__")) for base in kind.__mro__
     )
@@ -200,7 +200,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _global_names(code: types.CodeType) -> set[str]:
-    """Return the names that code and the functions within it may look up; among them those of attributes."""
+    """Return the global and attribute names in code and in the functions within it."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -209,7 +209,7 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _code_digest(code: types.CodeType) -> Digest:
-    """Return the digest of bytecode, wherever it was written."""
+    """Return the digest of bytecode, without file names and line numbers."""
     parts: list[bytes | str] = [code.co_code, repr(code.co_names), repr(code.co_varnames), repr(code.co_freevars)]
     for constant in code.co_consts:
         parts.append(_code_digest(constant) if isinstance(constant, types.CodeType) else _constant(constant))

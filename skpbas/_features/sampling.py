@@ -1,4 +1,4 @@
-"""Views of stored features, and the patch features that training and the choice of exemplars draw from them."""
+"""Batches and samples of patch features from the feature store, for training and exemplar selection."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 
 
 class TrainingFeatures(Dataset[Tensor]):
-    """A view of some stored images, and the shuffled batches of patch features that training draws from it.
+    """A subset of the stored images, with shuffled batches of their patch features.
 
     Parameters
     ----------
     store : FeatureStore
-        The levels' parts of the patch features.
+        Each level's part of the patch features.
     rows : Tensor of shape (n,)
-        Stored images to use.
+        Indices of the stored images to use.
     aggregator : PatchAggregator
-        Makes patch features of the parts.
+        Combines the parts into patch features.
     device : torch.device
-        Where batches go.
+        Device of the batches.
     generator : torch.Generator
-        On the CPU; every pass draws a new order from it.
+        On the CPU; each pass draws a new order from it.
     memory : EntryFolder or None
-        Keeps exemplars across fits.
+        Caches exemplars across fits.
     """
 
     def __init__(
@@ -51,44 +51,44 @@ class TrainingFeatures(Dataset[Tensor]):
         return len(self.rows)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield the patch features t, (B, P, d), of shuffled batches of images."""
-        return (self._of(rows) for rows in self._shuffled(batch_size))
+        """Yield patch features t (B, P, d) of shuffled batches of images."""
+        return (self._patches(rows) for rows in self._shuffled(batch_size))
 
     def parts_in_order(self, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Yield the levels' parts (B, n_l, H_l, W_l) and numbers (B,) of images, in the order of ``rows``."""
+        """Yield the parts (B, n_l, H_l, W_l) and indices (B,) of batches of images, in the order of ``rows``."""
         return ((self._parts(rows), rows.to(self.device)) for rows in self.rows.split(batch_size))
 
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
-        """Yield patch features t, (N, d): all or ``n_patches``, drawn at random, of shuffled batches of images."""
+        """Yield patch features t (N, d) of shuffled batches: all, or ``n_patches`` drawn at random per batch."""
         for rows in self._shuffled(batch_size):
             if n_patches is None or n_patches >= len(rows) * self.n_positions:
-                yield self._of(rows).flatten(0, 1)
+                yield self._patches(rows).flatten(0, 1)
             else:
                 drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator)[:n_patches]
                 yield self._gather(rows, drawn)
 
     def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield patch features t, (N, d), and their images' numbers (N,), in batches: all, or ``n_patches`` of them.
+        """Yield batches of patch features t (N, d) and image indices (N,): all patches, or ``n_patches`` of them.
 
-        They are spread evenly over the images, and so is every batch, and no seed moves them: the places, numbered
-        through the images, are cut into ``n_patches`` equal stretches. Where in its stretch a patch lies, and in which
-        batch it comes, goes by multiples of irrational numbers, so that no column of the grid is preferred.
+        The sample is deterministic and spread evenly over the images, and so is every batch: the patches, numbered
+        across images, are divided into ``n_patches`` equal intervals. The position within an interval and the batch
+        follow multiples of irrational numbers, so that no column of the grid is favored.
         """
-        n_places = len(self) * self.n_positions
-        number = torch.arange(min(n_patches, n_places) + 1)
-        edges = number * n_places // number[-1]
-        shares, turns = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
-        places = edges[:-1] + (shares * edges.diff()).long()
-        for part in places[turns.argsort()].split(batch_size):
+        n_total = len(self) * self.n_positions
+        number = torch.arange(min(n_patches, n_total) + 1)
+        edges = number * n_total // number[-1]
+        offsets, ranks = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
+        indices = edges[:-1] + (offsets * edges.diff()).long()
+        for part in indices[ranks.argsort()].split(batch_size):
             yield self._gather(self.rows, part), self.rows[part // self.n_positions]
 
     def halves(self) -> list[TrainingFeatures]:
-        """Split the images into two halves at random."""
+        """Return two random halves of the images."""
         order = self.rows[torch.randperm(len(self), generator=self.generator)]
         return [self._view(rows, self.generator) for rows in order.chunk(2)]
 
     def as_of_now(self) -> TrainingFeatures:
-        """Return the same features with a generator of their own, which goes on from where this one is."""
+        """Return the same features with a copy of the generator in its current state."""
         return self._view(self.rows, self.generator.clone_state())
 
     def _view(self, rows: Tensor, generator: torch.Generator) -> TrainingFeatures:
@@ -98,13 +98,13 @@ class TrainingFeatures(Dataset[Tensor]):
         yield from self.rows[torch.randperm(len(self), generator=self.generator)].split(batch_size)
 
     def _gather(self, rows: Tensor, drawn: Tensor) -> Tensor:
-        """Return the patch features (N, d) at places numbered through the images at ``rows``."""
-        home = self.store.device
-        image, position = rows[drawn // self.n_positions].to(home), (drawn % self.n_positions).to(home)
+        """Return the patch features (N, d) at indices ``drawn`` into all patches of the images at ``rows``."""
+        device = self.store.device
+        image, position = rows[drawn // self.n_positions].to(device), (drawn % self.n_positions).to(device)
         patches: Tensor = self._gatherer(self.store.tables, image, position)
         return patches.to(self.device, non_blocking=True)
 
-    def _of(self, rows: Tensor) -> Tensor:
+    def _patches(self, rows: Tensor) -> Tensor:
         return self.aggregator.combine(self._parts(rows))
 
     def _parts(self, rows: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What training reads at every step: each level's part of the patch features, computed once an image."""
+"""Storage of the features that training reads at every step: each level's part of the patch features."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from torch import Tensor
 from skpbas.errors import StorageError
 
 STORED_DTYPES = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Storage of feature maps, by the parameter ``precision``."""
+"""Storage types of features, by the parameter ``precision``."""
 
 MEMORY_BUDGET = 4 * 2**30
-"""Bytes of maps that are kept in memory; a larger store lies in a temporary file."""
+"""Largest size in bytes of a store in memory; a larger one is a temporary file."""
 
-_HALF_PRECISION_LIMIT = 6e4  # float16 ends at 65,504
+_HALF_PRECISION_LIMIT = 6e4  # the largest float16 is 65,504
 
 
 class FeatureStore:
-    """One map a level of each of a set of images.
+    """Each level's part of the patch features of a set of images.
 
-    Kept are the levels' parts of the patch features, at the levels' own resolutions: smaller than the features
-    themselves (1.9 MiB an image for WideResNet50-2 at 256 pixels in float16, 0.5 MiB for ResNet18), with nothing left
-    to do for a step but to read and interpolate.
+    The parts are stored at the resolution of their level, which takes less space than the patch features (1.9 MiB per
+    image for WideResNet50-2 at 256 pixels in float16, 0.5 MiB for ResNet18) and leaves only interpolation to each
+    training step.
 
-    They lie on the GPU where one computes and half of its free memory holds them, otherwise in memory as long as they
-    fit into ``budget``, otherwise in a temporary file without a name: the system takes it back with the process,
-    however that ends.
+    They are stored on the GPU if it is the device and half of its free memory suffices, otherwise in memory if they fit
+    into ``budget``, otherwise in an unnamed temporary file, which the system removes when the process ends for any
+    reason.
 
     Parameters
     ----------
@@ -42,16 +42,16 @@ class FeatureStore:
     shapes : sequence of (int, int, int)
         Channels, height and width of each level.
     dtype : torch.dtype
-        Storage; float16 becomes float32 where a value would not fit.
+        Storage type; float32 replaces float16 for a level with a value out of its range.
     device : torch.device
-        Where the maps will be used.
+        Device that uses the parts.
     budget : int
-        Bytes in memory.
+        Largest size in memory, in bytes.
 
     Raises
     ------
     StorageError
-        The disk has no room for the temporary file.
+        The disk has too little space for the temporary file.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class FeatureStore:
         budget: int = MEMORY_BUDGET,
     ) -> None:
         self.grids = [(height, width) for _, height, width in shapes]
-        whole = [(n_images, h, w, c) for c, h, w in shapes]  # a position's channels lie together
+        whole = [(n_images, h, w, c) for c, h, w in shapes]  # channels of a position are contiguous
         nbytes = sum(math.prod(shape) for shape in whole) * dtype.itemsize
-        self.device = _home(nbytes, device or torch.device("cpu"))
+        self.device = _storage_device(nbytes, device or torch.device("cpu"))
         self.mapped = self.device.type == "cpu" and nbytes > budget
         self._levels = [self._allocate(shape, dtype) for shape in whole]
 
@@ -74,17 +74,17 @@ class FeatureStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the maps take."""
+        """Size in bytes."""
         return sum(level.nbytes for level in self._levels)
 
     @property
     def tables(self) -> list[Tensor]:
-        """The maps as (n * H_l * W_l, C_l) tables, in place."""
+        """The parts as tables (n * H_l * W_l, C_l), which share memory with the store."""
         return [level.flatten(0, 2) for level in self._levels]
 
     @cached_property
     def digest(self) -> str:
-        """Name of the content, once all maps are written."""
+        """Hash of the content; valid once all images are written."""
         digest = hashlib.blake2b(str([level.shape for level in self._levels]).encode(), digest_size=20)
         for level in self._levels:
             for image in level:
@@ -92,14 +92,14 @@ class FeatureStore:
         return digest.hexdigest()
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
-        """Write the maps (B, C_l, H_l, W_l) of a batch of images from position ``start``."""
+        """Write the parts (B, C_l, H_l, W_l) of a batch of images, starting at index ``start``."""
         for i, level in enumerate(maps):
             if self._levels[i].dtype == torch.float16 and not fits_half_precision(level):
                 self._widen(i, filled=start)
             self._levels[i][start : start + len(level)].copy_(level.permute(0, 2, 3, 1))
 
     def get(self, index: Tensor) -> list[Tensor]:
-        """Return the maps (B, C_l, H_l, W_l), as stored, of the images at ``index``, which is on the CPU."""
+        """Return the parts (B, C_l, H_l, W_l), as stored, of the images at ``index`` (on the CPU)."""
         return [level[index.to(level.device)].permute(0, 3, 1, 2) for level in self._levels]
 
     def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -108,44 +108,44 @@ class FeatureStore:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _widen(self, i: int, filled: int) -> None:
-        """Go over to float32 for a level, of which ``filled`` images are written."""
+        """Convert a level to float32; its first ``filled`` images have been written."""
         wide = self._allocate(tuple(self._levels[i].shape), torch.float32)
-        for image in range(filled):  # one by one: a mapped level may be larger than memory
+        for image in range(filled):  # one at a time: a memory-mapped level may be larger than memory
             wide[image] = self._levels[i][image].float()
         self._levels[i] = wide
 
 
 def fits_half_precision(level: Tensor) -> bool:
-    """Say whether float16 can hold all values."""
+    """Return whether float16 can represent all values."""
     return float(level.abs().max()) <= _HALF_PRECISION_LIMIT
 
 
-def _home(nbytes: int, device: torch.device) -> torch.device:
+def _storage_device(nbytes: int, device: torch.device) -> torch.device:
     if device.type == "cuda" and nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         return device
     return torch.device("cpu")
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Make a tensor in a temporary file that has no name (on Windows: that goes with its last handle)."""
+    """Allocate a tensor in an unnamed temporary file (on Windows: one deleted with its last handle)."""
     nbytes, folder = math.prod(shape) * dtype.itemsize, tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    way_out = (
-        "free some space, let the variable TMPDIR name a folder on a larger disk, or train on fewer images or at a "
+    hint = (
+        "free some space, set the environment variable TMPDIR to a folder on a larger disk, or use fewer images or a "
         "smaller image_size"
     )
     if free < nbytes:
         raise StorageError(
-            f"the features of the training images need {nbytes / 1e9:.1f} GB on disk, and {folder} has "
-            f"{free / 1e9:.1f} GB free: {way_out}"
+            f"the features of the training images need {nbytes / 1e9:.1f} GB on disk, but {folder} has only "
+            f"{free / 1e9:.1f} GB free: {hint}"
         )
     with tempfile.TemporaryFile(prefix="skpbas-features-") as file:
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, nbytes)  # or a full disk would show as a crash at the first write
+                os.posix_fallocate(file.fileno(), 0, nbytes)  # a full disk would crash the first write
             mapped = np.memmap(file, np.uint8, "r+", shape=(nbytes,))
         except OSError as error:
             raise StorageError(
-                f"no room for {nbytes / 1e9:.1f} GB of training features in {folder} ({error}): {way_out}"
+                f"cannot store {nbytes / 1e9:.1f} GB of training features in {folder} ({error}): {hint}"
             ) from error
     return torch.from_numpy(mapped).view(dtype).view(shape)

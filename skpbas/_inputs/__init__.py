@@ -1,1 +1,1 @@
-"""What users give: images, targets, masks and parameters, checked here and nowhere else."""
+"""Validation and decoding of user input: images, targets, masks and parameters."""

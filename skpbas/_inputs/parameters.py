@@ -1,4 +1,4 @@
-"""What the detector's parameters may be."""
+"""Validation of the detector's parameters."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 
 
 def draw_seed(random_state: Any) -> int:
-    """Draw a seed from a ``random_state``; None takes the system's entropy and not numpy's global stream."""
+    """Draw a seed from a ``random_state``; None uses system entropy, not numpy's global random state."""
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(2**31 - 1))
@@ -68,27 +68,27 @@ def height_and_width(image_size: Any) -> tuple[int, int]:
     """Return ``image_size`` as (height, width), in pixels."""
     sides = (image_size, image_size) if isinstance(image_size, Integral) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
-        raise ValueError(f"image_size={image_size!r}: give a side or (height, width), in pixels")
+        raise ValueError(f"image_size={image_size!r}: expected a side or (height, width), in pixels")
     return int(sides[0]), int(sides[1])
 
 
 def odd(patch_size: int) -> int:
-    """Return ``patch_size``, checked: a neighborhood of an even side has no center."""
+    """Return ``patch_size``, checked to be odd, so that a neighborhood has a center."""
     if patch_size % 2 == 0:
-        raise ValueError(f"patch_size={patch_size}: must be odd, so that a neighborhood has a center")
+        raise ValueError(f"patch_size={patch_size}: expected an odd number")
     return int(patch_size)
 
 
 def check_layers(layers: Any) -> list[str]:
-    """Return ``layers`` as a list of different names."""
+    """Return ``layers`` as a list of distinct names."""
     names = list(layers)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"layers={layers!r}: name one or more levels, each once")
+        raise ValueError(f"layers={layers!r}: expected one or more distinct names")
     return names
 
 
 def n_threads(n_jobs: int | None) -> int:
-    """Return the number of threads that ``n_jobs`` stands for: None is 1, -1 one per core."""
+    """Return the number of threads for ``n_jobs``: None means 1, -1 one per core."""
     if n_jobs == -1:
         return os.cpu_count() or 1
     return int(n_jobs or 1)

@@ -1,4 +1,4 @@
-"""What users say of their images: labels or masks, in scikit-learn's outlier encoding."""
+"""Labels and masks, in scikit-learn's encoding of outliers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skpbas.errors import InvalidTargetError
 
 
 def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
-    """Return the indices of the images that training may use.
+    """Return the indices of the normal images.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
     Raises
     ------
     InvalidTargetError
-        Another length or another shape.
+        Wrong length or shape.
     """
     if y is None:
         return np.arange(n_images)
@@ -40,8 +40,8 @@ def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
     if set(values.tolist()) <= {-1, 1} and labels.dtype.kind in "if":
         return np.flatnonzero(labels == 1)
     warnings.warn(
-        f"y is left aside: it holds {values[:4].tolist()}, and fit reads labels as +1 (normal) and -1 (anomalous). "
-        "If 1 marks the anomalous images, give np.where(y == 1, -1, 1), so that they are left out of training",
+        f"y is ignored: it contains {values[:4].tolist()}, but fit expects labels +1 (normal) and -1 (anomalous). "
+        "If 1 marks anomalous images, pass np.where(y == 1, -1, 1) to exclude them from training",
         UserWarning,
         stacklevel=3,
     )
@@ -49,7 +49,7 @@ def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
 
 
 def anomalous_rows(y: Any, n_images: int, *, name: str = "y", zero_one: bool = False) -> NDArray[np.bool_]:
-    """Say of each image whether y calls it anomalous; what cannot be read is refused.
+    """Return whether each image is anomalous.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def anomalous_rows(y: Any, n_images: int, *, name: str = "y", zero_one: bool = F
         As for :func:`normal_rows`.
     n_images : int
     name : str
-        What errors call it.
+        Name of y in error messages.
     zero_one : bool
-        Whether {0, 1} and booleans are read too, 1 and True being anomalous.
+        Whether to accept {0, 1} and booleans too, with 1 and True for anomalous.
 
     Returns
     -------
@@ -68,27 +68,27 @@ def anomalous_rows(y: Any, n_images: int, *, name: str = "y", zero_one: bool = F
     Raises
     ------
     InvalidTargetError
-        Another length, shape or encoding.
+        Wrong length, shape or encoding.
     """
     check_length(y, n_images, name)
     if are_masks(y):
         return are_defective(y, name)
-    labels = np.asarray(label_column(y, name).tolist())  # numbers, even where y holds them as objects
+    labels = np.asarray(label_column(y, name).tolist())  # numbers, even if the dtype is object
     values, known = set(labels.tolist()), labels.dtype.kind in "ifb"
     if known and labels.dtype.kind != "b" and values <= {-1, 1}:
         return labels == -1
     if known and zero_one and values <= {0, 1}:
         return labels == 1
     shown = ", ".join(sorted(map(repr, values))[:5]) + (", ..." if len(values) > 5 else "")
-    expected = f"{name} holds {shown}; expected +1 for a good and -1 for an anomalous image"
+    expected = f"{name} contains {shown}; expected +1 for normal and -1 for anomalous images"
     if zero_one:
         raise InvalidTargetError(f"{expected}, or 0 (False) and 1 (True)")
-    convert = f": np.where({name} == 1, -1, 1) if 1 marks the anomalous images" if values <= {0, 1} else ""
+    convert = f": np.where({name} == 1, -1, 1) if 1 marks anomalous images" if values <= {0, 1} else ""
     raise InvalidTargetError(f"{expected}, as fit does{convert}; or masks")
 
 
 def check_length(y: Any, n_images: int, name: str = "y") -> None:
-    """Check that there is an entry an image."""
+    """Check that there is one entry per image."""
     if not hasattr(y, "__len__"):
         raise InvalidTargetError(f"{name} must be labels (n,) or masks (n, H, W), got {type(y).__name__}")
     if len(y) != n_images:
@@ -96,7 +96,7 @@ def check_length(y: Any, n_images: int, name: str = "y") -> None:
 
 
 def are_masks(y: Any) -> bool:
-    """Say whether y is made of masks; otherwise it should be labels."""
+    """Return whether y consists of masks; otherwise it should be labels."""
     if isinstance(y, np.ndarray) and y.dtype != object:
         return y.ndim == 3
     return any(
@@ -106,7 +106,7 @@ def are_masks(y: Any) -> bool:
 
 
 def label_column(y: Any, name: str = "y") -> NDArray[Any]:
-    """Return labels as an array (n,); a column (n, 1) will do."""
+    """Return labels as an array (n,); a column (n, 1) is accepted."""
     labels = np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

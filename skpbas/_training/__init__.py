@@ -1,1 +1,1 @@
-"""Stored features to a trained detector: settings, the loop and what follows it."""
+"""From stored features to a trained detector: settings, training loop, exemplars and threshold."""

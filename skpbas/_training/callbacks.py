@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks in a fit: which tasks they see, and the detector that they may ask for."""
+"""scikit-learn callbacks during a fit: the tasks reported to them and the detector available to them."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from skpbas._training.loop import TrainedHead
 
 
 class FitTasks:
-    """The tasks of one fit, in their order: "features", one "epoch" after the other, "threshold".
+    """The tasks of one fit, in order: "features", one "epoch" after another, "threshold".
 
     Parameters
     ----------
     detector : estimator
-        Being fitted. Callbacks need scikit-learn 1.9; before that there are none to notify.
+        The estimator being fitted. Callbacks need scikit-learn 1.9; older versions notify none.
     X, y : images and labels or masks
         As ``fit`` received them.
     n_epochs : int
-        At most.
+        Largest number of epochs.
     """
 
     def __init__(self, detector: Any, X: Any, y: Any, n_epochs: int) -> None:
         self.data = {"estimator": detector, "X": X, "y": y}
         self.context: Any = None
         if hasattr(detector, "set_callbacks"):
-            self.context = detector._init_callback_context(max_subtasks=n_epochs + 2)  # the features, and the threshold
+            self.context = detector._init_callback_context(max_subtasks=n_epochs + 2)  # + features, threshold
             self.context.call_on_fit_task_begin(**self.data)
 
     @property
     def drawn_by_sklearn(self) -> bool:
-        """Whether a ProgressBar of this fit, or of a search around it, draws: other bars would garble it."""
+        """Whether this fit, or a search around it, has a scikit-learn ProgressBar, which other bars would garble."""
         return self.context is not None and draws_progress(self.context)
 
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
-        """Notify callbacks of a part of the fit; what they return is ignored."""
+        """Notify callbacks of a part of the fit; their return values are ignored."""
         context = self.begin(name)
         yield
         if context is not None:
             context.call_on_fit_task_end(**self.data)
 
     def epochs(self, detector_of: Callable[[TrainedHead], object]) -> EpochTasks:
-        """Return the listener of the training loop; ``detector_of`` makes the detector that a trained head leads to."""
+        """Return a listener for the training loop; ``detector_of`` makes the fitted detector of a trained head."""
         return EpochTasks(self, detector_of)
 
     def end(self) -> None:
-        """Notify callbacks that the detector is fitted."""
+        """Notify callbacks that the fit has ended."""
         if self.context is not None:
             self.context.call_on_fit_task_end(**self.data, reconstruction_attributes={})
 
@@ -60,7 +60,7 @@ class FitTasks:
 
 
 class EpochTasks:
-    """Notifies callbacks of epochs, and the training loop of whether one of them stops it."""
+    """Notifies callbacks of epochs, and tells the training loop if one of them requests to stop."""
 
     def __init__(self, tasks: FitTasks, detector_of: Callable[[TrainedHead], object]) -> None:
         self.tasks, self.detector_of = tasks, detector_of
@@ -71,7 +71,7 @@ class EpochTasks:
         self._context = self.tasks.begin("epoch")
 
     def end_epoch(self, head: Callable[[], TrainedHead]) -> bool:
-        """End it, and return whether a callback requests that it be the last.
+        """End the task, and return whether a callback requests to stop.
 
         ``head`` is called only if a callback asks for the fitted detector.
         """

@@ -1,4 +1,4 @@
-"""What follows the training of a head: the model that predicts, and its threshold."""
+"""From a trained head to a fitted detector: the model for prediction and its threshold."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, FusedS
 
 
 class Completion:
-    """The model of a trained head and its threshold, each computed when it is first read.
+    """The model of a trained head and its threshold, each computed on first access.
 
     Parameters
     ----------
     extractor : FeatureExtractor
-        What the features come from.
+        Source of the features.
     features : TrainingFeatures
-        What the head was trained on.
+        Training features of the head.
     head : TrainedHead
     settings : TrainingSettings
     """
@@ -40,7 +40,7 @@ class Completion:
 
     @cached_property
     def model(self) -> PBASModel:
-        """What prediction computes."""
+        """The network that prediction evaluates."""
         scorer = new_scorer(self.features, self.head, self.settings)
         return PBASModel(self.extractor, scorer, self.settings.smoothing_sigma).to(self.features.device)
 
@@ -71,8 +71,8 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:
     """Return the arithmetic of a patch scorer.
 
-    The fused score tolerates bfloat16; the discriminator alone, where it changed an image AUROC by 0.0016, computes in
-    bfloat16 only if asked to.
+    The fused score tolerates bfloat16. The discriminator alone uses it only on request, because bfloat16 changed
+    an image AUROC by 0.0016.
     """
     if isinstance(scorer, FusedScorer):
         return discriminator_precision(precision, device)
@@ -80,7 +80,7 @@ def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) 
 
 
 def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: bool = False) -> NDArray[np.float64]:
-    """Return the ``score_samples`` of images from their stored features.
+    """Return ``score_samples`` of images, computed from their stored features.
 
     ``as_new``: score training images as if the exemplars among their own patches did not exist.
     """
@@ -92,11 +92,11 @@ def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: boo
 def estimate_offset(
     features: TrainingFeatures, scorer: PatchScorer, settings: TrainingSettings, *, stop_after: int | None = None
 ) -> float:
-    """Return the score below which about 1 in 100 unseen normal images lie.
+    """Return the score that about 1 in 100 unseen normal images falls below.
 
-    ``stop_after``: epochs after which a second head stops, as the first did.
+    ``stop_after``: number of epochs after which to stop the training of a second head.
     """
-    if isinstance(scorer, FusedScorer):  # its training images were scored as if they were new
+    if isinstance(scorer, FusedScorer):  # it scored the training images as if they were new
         return offset_of_ratios(scorer.training_scores.cpu().double().numpy())
     halves = score_halves(features, settings, stop_after=stop_after)
     return auto_offset(score_stored(features, scorer, as_new=True), halves)
@@ -105,15 +105,15 @@ def estimate_offset(
 def score_halves(
     features: TrainingFeatures, settings: TrainingSettings, *, stop_after: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Train a second head on one half of the images, and return its scores of that half and of the other.
+    """Train a second head on one half of the images, and return its scores of that half and of the other half.
 
-    It makes as many epochs as a head on all images would, or ``stop_after``, and so half the steps. None if there are
-    too few images.
+    It trains for as many epochs as a head on all images would, or ``stop_after``, and so for half the steps. Returns
+    None if there are too few images.
     """
     if len(features) < SMALLEST_SPLIT:
         return None
     halves = features.halves()
-    verbose = settings.verbose if settings.verbose == 1 else 0  # the lines per epoch are for the detector itself
+    verbose = settings.verbose if settings.verbose == 1 else 0  # report epochs of the detector itself only
     settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=verbose)
     head = train_head(halves[0], settings, description="threshold", stop_after=stop_after)
     scorer = new_scorer(halves[0], head, settings)

@@ -1,4 +1,4 @@
-"""Fitted attributes that are computed when they are first read."""
+"""Fitted attributes that are computed on first access."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Deferred(Generic[T]):
-    """A value that is computed when it is first read from a :class:`DeferrableAttribute`."""
+    """A value that a :class:`DeferrableAttribute` computes on first access."""
 
     compute: Callable[[], T]
 
 
 class DeferrableAttribute(Generic[T]):
-    """An instance attribute that may be assigned a :class:`Deferred` value, and never shows one.
+    """An instance attribute that may be assigned a :class:`Deferred` value and returns the computed one.
 
-    The detector that a callback receives at the end of an epoch has such values: its exemplars and its threshold cost
-    seconds, and few callbacks predict with it. A detector whose ``fit`` has ended has none.
+    Used for the detector that a callback receives at the end of an epoch: exemplars and threshold take seconds to
+    compute, and few callbacks predict. After ``fit`` a detector has no deferred values.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

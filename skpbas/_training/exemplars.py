@@ -1,7 +1,7 @@
-"""The exemplars of training features, and the distances of the training images to them, kept across fits by ``memory``.
+"""Exemplars of the training features and the distances of the training images to them, cached by ``memory``.
 
-They depend on the features alone, neither on a seed nor on anything that training changes: candidates of a search that
-differ in ``alpha``, a learning rate or ``random_state`` share them.
+They depend only on the features, not on a seed or on anything trained, so candidates of a search that differ in
+``alpha``, a learning rate or ``random_state`` share them.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def fused_scorer(
     n_exemplars: int,
     pool_size: int = POOL_SIZE,
 ) -> FusedScorer:
-    """Return the fused scorer of a trained head, with its scales taken from the training images.
+    """Return the fused scorer of a trained head, with its scales set from the training images.
 
     Parameters
     ----------
     features : TrainingFeatures
-        What the head was trained on; exemplars are selected among them.
+        Training features of the head, from which exemplars are selected.
     projector, discriminator : nn.Module
         In evaluation mode.
     precision : torch.dtype
-        Arithmetic of the scorer.
+        Precision of the computations.
     n_exemplars : int
-        At most a quarter of the training patches are selected.
+        Limited to a quarter of the training patches.
     pool_size : int, default=262144
-        Patches among which exemplars are selected.
+        Number of patches that exemplars are selected from.
     """
     n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
     rows = tensor_digest(features.rows).hex()
-    of_features = (features.aggregator.feature_dim, rows, n_exemplars, pool_size)
+    feature_key = (features.aggregator.feature_dim, rows, n_exemplars, pool_size)
 
     def select() -> list[Tensor]:
         coreset = Coreset.of(features.sample(pool_size), n_exemplars)
@@ -68,7 +68,7 @@ def fused_scorer(
             and bool(torch.isin(image_index, features.rows).all())
         )
 
-    coreset = Coreset(*_kept(features, ("exemplars", *of_features), select, are_exemplars))
+    coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select, are_exemplars))
     scorer = FusedScorer(features.aggregator, projector, discriminator, coreset.to(features.device))
     scorer = scorer.to(features.device)
     scorer.precision = precision
@@ -81,18 +81,18 @@ def fused_scorer(
         shape = (len(features), *features.store.grids[0])
         return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
 
-    (distances,) = _kept(features, ("distances", *of_features, str(precision)), measure, are_distances)
+    (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
     scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device))
     return scorer
 
 
-def _kept(
+def _cached(
     features: TrainingFeatures,
     key: tuple[Any, ...],
     make: Callable[[], list[Tensor]],
     fits: Callable[[Sequence[Tensor]], bool],
 ) -> list[Tensor]:
-    """Return what ``make`` returns, or returned for the same features in an earlier fit."""
+    """Return ``make()``, or its cached result from an earlier fit on the same features."""
     if features.memory is None:
         return make()
-    return features.memory.kept(digest_of(features.store.digest, repr(key)).hex(), make, fits)
+    return features.memory.cached(digest_of(features.store.digest, repr(key)).hex(), make, fits)

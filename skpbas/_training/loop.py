@@ -1,4 +1,4 @@
-"""The training loop: skorch drives, the core computes (Eq. 5-10 of the paper)."""
+"""The training loop, run by skorch (Eq. 5-10 of the paper)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from skpbas.errors import TrainingError
 
 
 class _PatchBatches:
-    """skorch's iterator over one epoch: (N, d) patch features a step."""
+    """skorch's iterator over one epoch: patch features (N, d) per step."""
 
     def __init__(self, dataset: TrainingFeatures, batch_size: int, patches_per_step: int | None) -> None:
         self.dataset, self.batch_size, self.patches_per_step = dataset, batch_size, patches_per_step
@@ -37,14 +37,14 @@ class _PatchBatches:
 
 
 class _Total(nn.Module):
-    """skorch's criterion: the objective has summed its terms already."""
+    """skorch's criterion: returns the sum computed by the objective."""
 
     def forward(self, terms: StepTerms, _target: Tensor) -> Tensor:
         return terms.total
 
 
 class _LossTerms(Callback):  # type: ignore[misc]
-    """Averages each term of the loss over the epoch, without waiting for the device at every step."""
+    """Averages each loss term over the epoch, without a device synchronization per step."""
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.sums_: dict[str, Tensor] = {}
@@ -61,13 +61,13 @@ class _LossTerms(Callback):  # type: ignore[misc]
             net.history.record(name, mean)
         if not all(math.isfinite(mean) for mean in means.values()):
             raise TrainingError(
-                f"the loss is no longer finite after {len(net.history)} epochs ({means}): lower projector_lr and "
+                f"the loss is not finite after {len(net.history)} epochs ({means}): lower projector_lr and "
                 "discriminator_lr"
             )
 
 
 class _StepBar(Callback):  # type: ignore[misc]
-    """One progress bar over all steps of the training."""
+    """One progress bar for all training steps."""
 
     def __init__(self, total: int, description: str) -> None:
         self.total, self.description = total, description
@@ -83,7 +83,7 @@ class _StepBar(Callback):  # type: ignore[misc]
 
 
 class _Net(NeuralNet):  # type: ignore[misc]
-    """skorch's net, which leaves the loss of a step where it is: reading it would wait for the device."""
+    """skorch's net without reading the loss after every step, which would synchronize with the device."""
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         for batch in iterator or ():
@@ -94,7 +94,7 @@ class _Net(NeuralNet):  # type: ignore[misc]
 
 @dataclass
 class TrainedHead:
-    """What training leaves behind.
+    """The result of training.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class TrainedHead:
         In evaluation mode; the discriminator is None without synthesis.
     center : Tensor of shape (P, d)
     loss_curve : dict of str to list of float
-        Mean of each term, and of their sum "loss", an epoch.
+        Mean of each term, and of their sum "loss", per epoch.
     n_epochs : int
     """
 
@@ -114,13 +114,13 @@ class TrainedHead:
 
 
 class EpochListener(Protocol):
-    """Who is told of epochs."""
+    """Receives epoch events."""
 
     def begin_epoch(self) -> None:
-        """Take note that an epoch begins."""
+        """Called at the beginning of an epoch."""
 
     def end_epoch(self, head: Callable[[], TrainedHead]) -> bool:
-        """Return whether training ends here; ``head`` makes a copy of what it would leave behind."""
+        """Return whether to stop training; ``head`` returns a copy of the current result."""
 
 
 def train_head(
@@ -131,9 +131,10 @@ def train_head(
     listener: EpochListener | None = None,
     stop_after: int | None = None,
 ) -> TrainedHead:
-    """Compute the centre set, then train projector and discriminator on stored features.
+    """Compute the center set, then train projector and discriminator on stored features.
 
-    ``description`` is the progress bar's. ``stop_after``: epochs after which training stops, where its schedule is.
+    ``description``: label of the progress bar. ``stop_after``: number of epochs after which to stop, without changing
+    the schedule.
 
     Raises
     ------
@@ -148,7 +149,7 @@ def train_head(
         for _ in range(net.max_epochs if stop_after is None else stop_after):
             if listener is not None:
                 listener.begin_epoch()
-            net.fit_loop(features, epochs=1)  # not fit(), which takes Ctrl-C for the end of training
+            net.fit_loop(features, epochs=1)  # unlike fit(), propagates KeyboardInterrupt
             if listener is not None and listener.end_epoch(lambda: _copy_of_head(objective, net)):
                 break
     finally:
@@ -157,7 +158,7 @@ def train_head(
 
 
 def _copy_of_head(objective: PBASObjective, net: NeuralNet) -> TrainedHead:
-    """Return the head as it is now; further training leaves it alone."""
+    """Return a copy of the current head, which further training does not change."""
     projector, discriminator = copy.deepcopy(objective.projector), copy.deepcopy(objective.discriminator)
     terms = {name: net.history[:, name] for name in objective.term_names}
     curve = {"loss": [sum(means) for means in zip(*terms.values(), strict=True)], **terms}
@@ -169,9 +170,9 @@ def _copy_of_head(objective: PBASObjective, net: NeuralNet) -> TrainedHead:
 def new_objective(
     features: TrainingFeatures, settings: TrainingSettings, make: Callable[..., PBASObjective] = PBASObjective
 ) -> PBASObjective:
-    """Return what training starts from: networks with their initial weights, and the center set.
+    """Return the objective before training, with initialized networks and the center set.
 
-    ``make`` is called with the arguments of :class:`PBASObjective`; another callable gives another step.
+    ``make`` takes the arguments of :class:`PBASObjective`; pass another callable to change the training step.
     """
     device, feature_dim = features.device, features.aggregator.feature_dim
     initial = torch.Generator().manual_seed(_draw_seed(features.generator))
@@ -203,12 +204,12 @@ def _draw_seed(generator: torch.Generator) -> int:
 
 
 def new_net(objective: PBASObjective, settings: TrainingSettings, n_images: int, description: str) -> NeuralNet:
-    """Compose the skorch net: one Adam with a group for each network, schedule and records."""
+    """Return the skorch net: Adam with one parameter group per network, the schedule and callbacks."""
     epochs = n_epochs(settings, n_images)
     total_steps = epochs * math.ceil(n_images / settings.batch_size)
     groups = [("projector.*", {"lr": settings.projector_lr, "weight_decay": settings.projector_decay})]
     if objective.discriminator is not None:
-        decoupled = {"weight_decay": settings.discriminator_decay, "decoupled_weight_decay": True}  # AdamW's
+        decoupled = {"weight_decay": settings.discriminator_decay, "decoupled_weight_decay": True}  # as in AdamW
         groups.append(("discriminator.*", {"lr": settings.discriminator_lr, **decoupled}))
     callbacks: list[Any] = [("loss_terms", _LossTerms())]
     if settings.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""Copies and pickles of a fitted detector: one from a GPU opens on a machine without, and a damaged one is refused."""
+"""Copying and pickling of fitted detectors, across machines with and without a GPU; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARED = "_shared_tensors"
 
 
 class SealingMixin:
-    """Gives what is stored of an estimator a format number, versions and a digest, and checks them on opening."""
+    """Adds format number, versions and digest to the state of a pickled estimator, and checks them on opening."""
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
@@ -34,7 +34,7 @@ class SealingMixin:
 
 
 class PicklingMixin:
-    """Saves the tensors of a fitted detector from the CPU, and opens them on its device if there is one."""
+    """Pickles the tensors of a fitted detector from the CPU, and restores them to its device if available."""
 
     device_: torch.device
     precision: str
@@ -42,7 +42,7 @@ class PicklingMixin:
     backbone: Any
     memory: Any
 
-    _opened = False  # from a pickle: prediction then writes nothing into the folder of ``memory``
+    _opened = False  # from a pickle: prediction does not write to the ``memory`` folder
 
     def _begin_fit(self) -> None:
         check_folder(self.memory)
@@ -57,7 +57,7 @@ class PicklingMixin:
         state = {k: v for k, v in super().__getstate__().items() if k not in _NOT_STORED}  # type: ignore[attr-defined]
         for name, value in state.items():
             if isinstance(value, Deferred):
-                state[name] = getattr(self, name)  # its computation needs the training features
+                state[name] = getattr(self, name)  # else it pickles the features
         if "device_" in state and state["device_"].type != "cpu":
             on_device = {name: state[name] for name in _ON_DEVICE}
             state |= {k: v if v is None else v.to("cpu") for k, v in copy.deepcopy(on_device).items()}
@@ -83,12 +83,12 @@ class PicklingMixin:
 
 
 def _with_shared_tensors(given: nn.Module, frozen: nn.Module) -> dict[str, Any]:
-    """Return what is stored of a module given as ``backbone``: its equals in the extractor's copy are written once.
+    """Return the state of a module given as ``backbone``; tensors equal to those of the extractor's copy are shared.
 
     Parameters
     ----------
     given : nn.Module
-        It is not changed.
+        Not changed.
     frozen : nn.Module
         The extractor's backbone, which holds a copy of the module.
     """
@@ -103,12 +103,12 @@ def _with_shared_tensors(given: nn.Module, frozen: nn.Module) -> dict[str, Any]:
             shared[name] = tensor.requires_grad
             memo[id(tensor)] = partner
         else:
-            memo.setdefault(id(tensor), tensor)  # the copy below holds it, and makes no other
+            memo.setdefault(id(tensor), tensor)  # the copy below uses it as it is
     return {"backbone": copy.deepcopy(given, memo), _SHARED: shared} if shared else {}
 
 
 def _separate(module: nn.Module, shared: dict[str, bool]) -> None:
-    """Give a module tensors of its own in place of those that it shares with the extractor's."""
+    """Replace the tensors that a module shares with the extractor by copies."""
     own: dict[int, Tensor] = {}
     for name, requires_grad in shared.items():
         path, _, leaf = name.rpartition(".")
@@ -121,7 +121,7 @@ def _separate(module: nn.Module, shared: dict[str, bool]) -> None:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers by name, those that have several names under each."""
+    """Yield parameters and buffers by name; tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 

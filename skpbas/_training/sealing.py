@@ -1,4 +1,4 @@
-"""What a stored estimator says about itself: the format of its state, who wrote it, and a digest of its content."""
+"""Format number, versions and content digest of stored estimators."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from skpbas.core.patch_scores import PatchScorer
 from skpbas.errors import FileFormatError
 
 FORMAT = 1
-"""Format of the states of this version; raised whenever an attribute of what is pickled changes."""
+"""Incremented when an attribute of a pickled object is added, removed or changes its meaning."""
 
 SEAL = "_stored_as"
-"""Key of a state that holds its seal; no attribute of an estimator."""
+"""Key of the seal in a state; not an attribute of the estimator."""
 
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 _PICKLING = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # most of them are empty
 _SET_WHEN_OPENED = {"device_"}
-_WITHOUT_EFFECT_ON_SCORES = {"device", "device_", "memory", "n_jobs", "verbose", "random_state"}
+_IRRELEVANT_TO_SCORES = {"device", "device_", "memory", "n_jobs", "verbose", "random_state"}
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of an estimator with its seal.
+    """Return the state of an estimator with its seal: format, versions and digest.
 
     Parameters
     ----------
@@ -51,14 +51,14 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
     Parameters
     ----------
     state : dict
-        As it comes out of a pickle.
+        As read from a pickle.
     estimator : object
-        What the state is opened for.
+        The estimator that the state belongs to.
 
     Raises
     ------
     FileFormatError
-        It has another format, or its content is not what was written.
+        The format differs, or the content does not match the digest.
     """
     name, here = type(estimator).__name__, f"this is skpbas {_versions()['skpbas']} (format {FORMAT})"
     if not isinstance(state, dict):
@@ -83,15 +83,15 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
         content, of_modules = _content(state)
         sound = seal["digest"] == _digest(content, {key: value for key, value in seal.items() if key != "digest"})
         sound = sound and all(map(_agree, seal["modules"], of_modules))
-    except Exception as error:  # parts of a damaged state may raise whatever they like
+    except Exception as error:  # a damaged state may raise anything
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     if not sound:
-        raise _damaged(name, "its digest is another one than when it was written")
+        raise _damaged(name, "its content does not match its digest")
     return state
 
 
 def scores_digest(estimator: Any) -> str:
-    """Return a name for what the scores of an estimator depend on: equal in any process, and after a pickle.
+    """Return a digest of what an estimator's scores depend on; equal in any process and after pickling.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def _versions() -> dict[str, str]:
 
 
 def _content(state: Mapping[str, Any]) -> tuple[Digest, list[dict[str, str]]]:
-    """Return the digest of a state, and those of the tensors of each module that stores itself."""
+    """Return the digest of a state, and the tensor digests of each module with pickling methods."""
     themselves: list[nn.Module] = []
     walk = Walk(_by_name, lambda module: _module_state(module, themselves))
     digest = walk.attributes({name: value for name, value in state.items() if name not in _SET_WHEN_OPENED})
@@ -123,7 +123,7 @@ def _content(state: Mapping[str, Any]) -> tuple[Digest, list[dict[str, str]]]:
 
 
 def _agree(written: Mapping[str, str], found: Mapping[str, str]) -> bool:
-    """Return whether the tensors are equal that a module had when it was written and has now."""
+    """Return whether tensors that are in both have equal digests."""
     return all(found[name] == written[name] for name in written if name in found)
 
 
@@ -132,28 +132,26 @@ def _digest(content: Digest, seal: Mapping[str, Any]) -> str:
 
 
 def _by_name(_: Walk, value: Any) -> Digest:
-    """Return the digest of what is pickled by its name, or of a type that does nothing to scores."""
+    """Return the digest of a function or class by name, and of other values, irrelevant to scores, by type."""
     if isinstance(value, _NAMED):
         return digest_of("qualified", qualified_name(value))
     return digest_of("other", type_name(value))
 
 
 def _damaged(name: str, how: str) -> FileFormatError:
-    return FileFormatError(
-        f"the stored {name} is damaged ({how}): copy the file anew from where it was written, or fit again"
-    )
+    return FileFormatError(f"the stored {name} is damaged ({how}): copy the file again from its source, or fit again")
 
 
 def _module_state(module: nn.Module, themselves: list[nn.Module]) -> Mapping[str, Any]:
-    """Return what of a module is stored, without what opening sets anew.
+    """Return the stored attributes of a module, without those that are set when it is opened.
 
-    One that stores itself is added to ``themselves``: it may have other attributes, and other tensors, once opened.
+    A module with pickling methods is added to ``themselves``: its attributes may differ once it is opened.
     """
     kind = type(module)
     if _is_ours(kind):
         state = dict(module.__getstate__())
         if isinstance(module, PatchScorer):
-            state.pop("_precision", None)  # set by the hardware that it is opened on
+            state.pop("_precision", None)  # depends on the hardware that it is opened on
         elif isinstance(module, Coreset):
             state.pop("precision", None)
     elif stores_itself(kind):
@@ -165,14 +163,14 @@ def _module_state(module: nn.Module, themselves: list[nn.Module]) -> Mapping[str
 
 
 def stores_itself(kind: type[nn.Module]) -> bool:
-    """Return whether a class of modules has pickling methods of its own, which may store and restore anything."""
+    """Return whether a class of modules has pickling methods of its own, which may change its state."""
     own = [name for name in _PICKLING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
     return bool(own) and (own != ["__setstate__"] or kind.__module__.split(".")[0] != "torch")
 
 
 def _of_any_estimator(walk: Walk, value: Any) -> Digest:
     if isinstance(value, BaseEstimator):
-        names = [name for name in vars(value) if name not in _WITHOUT_EFFECT_ON_SCORES]
+        names = [name for name in vars(value) if name not in _IRRELEVANT_TO_SCORES]
         if _is_ours(type(value)):
             names = [name for name in names if not name.startswith("_")]
         attributes = {name: getattr(value, name) for name in names}
@@ -180,8 +178,8 @@ def _of_any_estimator(walk: Walk, value: Any) -> Digest:
     if isinstance(value, _NAMED):
         return digest_of("qualified", qualified_name(value))
     try:
-        reduced = value.__reduce_ex__(4)  # what a pickle would hold
-    except Exception:  # noqa: BLE001 - of what cannot be pickled only the type counts
+        reduced = value.__reduce_ex__(4)  # the content of a pickle
+    except Exception:  # noqa: BLE001 - not picklable: type only
         return digest_of("object", type_name(value))
     if isinstance(reduced, str):
         return digest_of("object", type_name(value), reduced)

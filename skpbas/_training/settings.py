@@ -1,4 +1,4 @@
-"""The parameters of a training, resolved."""
+"""Training parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SUFFICIENT_STEPS, SUFFICIENT_EPOCHS = 600, 24
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The estimator's parameters that training reads, under the same names and already resolved."""
+    """Parameters of the estimator that training uses, under the same names."""
 
     center_init: str
     center_momentum: float
@@ -43,7 +43,7 @@ def n_epochs(
     sufficient_steps: int = SUFFICIENT_STEPS,
     sufficient_epochs: int = SUFFICIENT_EPOCHS,
 ) -> int:
-    """Return the passes over the training images: as given, or enough of both steps and passes."""
+    """Return ``max_epochs``; for "auto" the fewest epochs with sufficient steps and epochs."""
     if settings.max_epochs != "auto":
         return int(settings.max_epochs)
     steps_per_epoch = math.ceil(n_images / settings.batch_size)

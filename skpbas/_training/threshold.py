@@ -1,12 +1,12 @@
-"""The threshold that ``contamination="auto"`` sets, from good images alone (METHOD, "Threshold").
+"""The threshold of ``contamination="auto"``, from normal images alone (see "Threshold" in the user guide).
 
-An image's score is a maximum over its patches, so on the logit scale (probabilities end at 1) scores of good images
-follow a Gumbel law. Where training images can be scored as if they were new, their own scores show it: in the fused
-score, whose scores are ratios of distances, by their logarithms. The discriminator's do not: they are lower than unseen
-images' and closer together, the more so the fewer there are. Then a second head is trained, on one half of the images
-and for as many epochs; how the other half scores there, measured in deviations of the half it has seen, says how unseen
-images will score with the detector itself. A half makes for a larger gap than the whole: the estimate errs toward fewer
-alarms.
+An image score is a maximum over patches, so on the logit scale (probabilities are bounded by 1) the scores of normal
+images follow a Gumbel distribution. If training images can be scored as if they were new, as in the fused score, it is
+fitted to their own scores: to the logarithms, because fused scores are ratios of distances. The discriminator's scores
+of training images are lower and closer together than those of unseen images, the more so the fewer images there are.
+Then a second head is trained on one half of the images, for the same number of epochs; its scores of the other half, in
+standard deviations of the half that it was trained on, predict the detector's scores of unseen images. Training
+on half of the images widens the gap, so the estimate errs toward fewer false alarms.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 FALSE_ALARM_RATE = 0.01
-_LARGEST_LOGARITHM = 80.0  # two images that differ wildly would call for more than a float32 holds
-SMALLEST_SPLIT = 4  # images: two to see, two to keep unseen
+_LARGEST_LOGARITHM = 80.0  # keeps the offset of two very different images within float32
+SMALLEST_SPLIT = 4  # images: two to train on, two held out
 _GUMBEL_QUANTILE = (-math.log(-math.log1p(-FALSE_ALARM_RATE)) - np.euler_gamma) * math.sqrt(6) / math.pi
 
 
@@ -29,18 +29,18 @@ def auto_offset(
     *,
     shift: float = 1.0,
 ) -> float:
-    """Estimate the score below which about 1 in 100 unseen good images lie.
+    """Estimate the score that about 1 in 100 unseen normal images falls below.
 
     Parameters
     ----------
     scores : ndarray of shape (n,)
         ``score_samples`` of the training images.
     halves : (ndarray of shape (n_seen,), ndarray of shape (n_unseen,)), at least 2 each, or None
-        Scores by the second head, of the half it was trained on and of the other. None: unseen images are taken to
-        spread no more than the training images.
+        Scores by the second head of its training half and of the other half. None: unseen images are assumed to
+        have the same spread as the training images.
     shift : float
-        Without a second head: by how many deviations of the training images unseen ones score lower; 0 where the
-        training images were scored as if they were new.
+        Without a second head: how much lower unseen images score, in standard deviations of the training images; 0 if
+        the training images were scored as if they were new.
 
     Returns
     -------
@@ -49,14 +49,14 @@ def auto_offset(
     ratio, n = 1.0, len(scores)
     if halves is not None:
         seen, unseen = halves
-        deviation = max(seen.std(ddof=1), np.finfo(np.float32).eps)  # equal images have none
-        shift, ratio, n = (seen.mean() - unseen.mean()) / deviation, unseen.std(ddof=1) / deviation, len(unseen)
-    # few images show their spread badly: Student's t in the place of the normal law
-    few = student.ppf(1 - FALSE_ALARM_RATE, n - 1) / student.ppf(1 - FALSE_ALARM_RATE, 10**9) * math.sqrt(1 + 1 / n)
-    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * few * _GUMBEL_QUANTILE))
+        std = max(seen.std(ddof=1), np.finfo(np.float32).eps)  # equal images have zero spread
+        shift, ratio, n = (seen.mean() - unseen.mean()) / std, unseen.std(ddof=1) / std, len(unseen)
+    # few images estimate the spread poorly: Student's t replaces the normal distribution
+    factor = student.ppf(1 - FALSE_ALARM_RATE, n - 1) / student.ppf(1 - FALSE_ALARM_RATE, 10**9) * math.sqrt(1 + 1 / n)
+    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * factor * _GUMBEL_QUANTILE))
 
 
 def offset_of_ratios(ratios: NDArray[np.float64]) -> float:
-    """Estimate the offset from ratios (n,), higher for more anomalous, of images scored as if they were new."""
+    """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous."""
     logarithms = np.log(np.maximum(ratios, np.finfo(np.float32).eps))
     return -math.exp(min(-auto_offset(-logarithms, shift=0.0), _LARGEST_LOGARITHM))

@@ -1,8 +1,8 @@
-"""Scoring on the workers of a Dask cluster, for more images than one process should score.
+"""Scoring of large sets of images on the workers of a Dask cluster.
 
-The detector travels as a worker plugin: the scheduler keeps its bytes and hands them once to every worker that there is
-and to every one that joins, so it outlives any worker. Batches of names travel as tasks, a few a worker at a time, and
-numbers come back: neither client nor workers hold more than that, however many images there are.
+The detector is registered as a worker plugin: the scheduler sends it once to every current and future worker, so it
+survives the loss of any worker. Batches of paths are submitted as tasks, a few per worker at a time, and scores come
+back, so memory use of client and workers does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from skpbas.errors import ClusterError, InvalidImageError
 
 __all__ = ["ImageResult", "ScoringSummary", "score_images"]
 
-_BATCHES_A_THREAD = 2  # one at work and one that waits, so that no worker waits for the client
-_SECONDS_BETWEEN_LOOKS = 5.0  # at how many workers there are
-_LOSSES_IN_A_ROW = 8  # batches that workers died over, none between them that came back
+_BATCHES_PER_THREAD = 2  # one running, one queued, so that no worker idles
+_SECONDS_BETWEEN_COUNTS = 5.0  # of the threads of the cluster
+_LOSSES_IN_A_ROW = 8  # lost batches without a successful one in between
 
 _Future: TypeAlias = "Future[Any]"
 
@@ -51,19 +51,19 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True, order=True, slots=True)
 class ImageResult:
-    """What was found out about one image; results sort in the order of the images.
+    """Result of one image; results sort in the order of the images.
 
     Attributes
     ----------
     index : int
-        Its place in ``uris``, from 0.
+        Index in ``uris``.
     uri : str
     score : float
-        The detector's ``score_samples``; NaN where there is an error.
+        ``score_samples`` of the detector; NaN if there is an error.
     decision : float
         ``score - detector.offset_``: negative for an anomalous image.
     label : int or None
-        +1 good, -1 anomalous.
+        +1 normal, -1 anomalous; None if there is an error.
     error : str or None
         Why the image has no score.
     """
@@ -78,20 +78,21 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class ScoringSummary:
-    """What a folder of results holds.
+    """Summary of a folder of results.
 
     Attributes
     ----------
     folder : Path
     n_images : int
-        All of them, also those of earlier runs.
+        Number of images, including those of earlier runs.
     n_anomalous : int
-        Labelled -1.
+        Images labeled -1.
     n_failed : int
-        Without a score: their ``error`` says why.
+        Images without a score; see their ``error``.
     n_resumed : int
-        Of ``n_images``, those that an earlier run had scored.
+        Images scored by earlier runs.
     n_files : int
+        Number of Parquet files.
     """
 
     folder: Path
@@ -144,58 +145,58 @@ def score_images(
     ----------
     detector : fitted estimator with ``score_samples`` and ``offset_``
         Such as :class:`~skpbas.PBASDetector` or :class:`~skpbas.calibration.ConformalThreshold`. It is sent once to
-        every worker, also to those that join later or take the place of one that died.
+        every worker, including those that join later or replace a lost one.
     uris : iterable of str or path
-        Files as the workers see them, or URLs that ``fsspec`` opens there, such as "s3://bucket/key.png". Read as the
-        work goes on: a generator of any length will do.
+        Paths on the workers, or URLs that ``fsspec`` can open there, such as "s3://bucket/key.png". Consumed lazily, so
+        generators of any length are supported.
     client : distributed.Client or None, default=None
-        None: the current one.
+        None: the current client.
     batch_size : int, default=32
-        Images a task.
+        Images per task.
     max_in_flight : int or None, default=None
-        Batches that the cluster holds at a time; None: 2 for each of its threads, counted anew every few seconds.
+        Number of batches submitted at a time; None: 2 per thread of the cluster, updated every few seconds.
     output : path or None, default=None
-        None: results come as a stream. A folder, as the client sees it: they go to Parquet files there, and a run with
-        the same detector and uris goes on where an earlier one ended.
+        None: return an iterator of results. A folder on the client: write Parquet files there; a later run with the
+        same detector and uris resumes where the earlier one ended.
     images_per_file : int, default=10_000
-        Images a Parquet file. What is not yet in a file is scored again after an interruption.
+        Images per Parquet file. Images not yet written are scored again after an interruption.
 
     Returns
     -------
     iterator of ImageResult, or ScoringSummary
-        The stream's order is that of completion. A file has its images' order, and the columns "index", "uri",
-        "score", "decision", "label" and "error" of :class:`ImageResult`; each appears under its name only when it is
-        complete, and files sort in the order of ``uris``.
+        The iterator yields results in order of completion. Files have the columns "index", "uri", "score", "decision",
+        "label" and "error" of :class:`ImageResult`, in the order of ``uris`` within and across sorted files, and are
+        written atomically.
 
     Raises
     ------
     ValueError
-        A parameter of another kind, no client, or a detector without ``offset_``.
+        An invalid parameter, no client, or a detector without ``offset_``.
     NotFittedError
-        A detector that is not fitted.
+        The detector is not fitted.
     InvalidImageError
-        ``uris`` is a single one, or holds something that is neither str nor path.
+        ``uris`` is a single path or URL, or contains something other than str or path.
     ResultsError
-        ``output`` holds results of other uris, of more uris or of another detector, a damaged file, or Parquet files of
-        another origin; the message names the file.
+        ``output`` contains results of other uris, of more uris or of another detector, a damaged file, or Parquet
+        files of another origin; the message names the file.
     StorageError
         ``output`` cannot be written.
     ClusterError
-        The scheduler went away, or workers die again and again. Results in ``output`` are kept.
+        The scheduler was lost, or workers die repeatedly. Results in ``output`` are kept.
     ImportError
         ``output`` without pyarrow; a URL whose protocol needs a package that the workers do not have.
 
     Notes
     -----
-    An image that cannot be read or scored is reported in its result and the run goes on. An error that every image of a
-    batch has in common, and that is none of reading, is no image's fault: it ends the run.
+    An image that cannot be read or scored is reported in its result, and the run continues. An error other than a read
+    error that all images of a batch share ends the run.
 
-    Where a worker dies, Dask gives its batches to others, ``distributed.scheduler.allowed-failures`` times (default 3).
-    Then the batch's images are scored one by one, with nothing else on the cluster: an image over which workers die
-    even so is reported as bad, and no other image for being near it.
+    If a worker dies, Dask reassigns its batches up to ``distributed.scheduler.allowed-failures`` times (default 3).
+    Then the images of the batch are scored one by one while nothing else runs; only an image that kills workers on its
+    own is reported as failed.
 
-    Workers need the same versions of skpbas and torch as the client. One thread a worker and one worker a core is best
-    on CPUs: ``LocalCluster(n_workers=..., threads_per_worker=1)``. Dask starts its workers with ``OMP_NUM_THREADS=1``.
+    Workers need the same versions of skpbas and torch as the client. On CPUs use one worker per core with one thread
+    each: ``LocalCluster(n_workers=..., threads_per_worker=1)``. Dask starts its workers with ``OMP_NUM_THREADS=1``.
 
     Examples
     --------
@@ -231,9 +232,9 @@ def score_images(
     )
     check_is_fitted(detector)
     if not hasattr(detector, "offset_"):
-        raise ValueError(f"detector={detector!r} has no offset_, the threshold that tells good from anomalous")
+        raise ValueError(f"detector={detector!r} has no offset_, the threshold between normal and anomalous")
     if isinstance(uris, (str, bytes, os.PathLike)):
-        raise InvalidImageError(f"uris must be an iterable of paths or URLs; got the single one {str(uris)!r}")
+        raise InvalidImageError(f"uris must be an iterable of paths or URLs; got a single one, {str(uris)!r}")
     if not isinstance(uris, Iterable):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got {type(uris).__name__}")
     run = _Run(detector, _resolved(client), int(max_in_flight) if max_in_flight else None)
@@ -252,26 +253,26 @@ def _resolved(client: Client | None) -> Client:
             client = default_client()
         except ValueError as error:
             raise ValueError(
-                "score_images found no Dask client: make one, such as client = distributed.Client(n_workers=4, "
-                "threads_per_worker=1) or distributed.Client('scheduler:8786'), and give it as client="
+                "score_images found no Dask client: create one, such as client = distributed.Client(n_workers=4, "
+                "threads_per_worker=1) or distributed.Client('scheduler:8786'), and pass it as client="
             ) from error
     if client.asynchronous:
-        raise ValueError("score_images needs a client that was made with asynchronous=False")
+        raise ValueError("score_images needs a client with asynchronous=False")
     return client
 
 
 def _names(uris: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     for index, uri in enumerate(uris):
         if not isinstance(uri, (str, os.PathLike)):
-            raise InvalidImageError(f"uris[{index}] is {type(uri).__name__}; expected a path or URL, as str or path")
+            raise InvalidImageError(f"uris[{index}] is {type(uri).__name__}; expected a path or URL (str or PathLike)")
         yield os.fspath(uri)
 
 
 # On the workers -------------------------------------------------------------------------------------------
 
 
-class _Shipped(WorkerPlugin):
-    """The detector on its way to every worker, now and later."""
+class _DetectorPlugin(WorkerPlugin):
+    """Delivers the detector to every current and future worker."""
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector
@@ -279,10 +280,10 @@ class _Shipped(WorkerPlugin):
 
 def _score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float64], dict[int, str]]:
     worker = get_worker()
-    shipped = worker.plugins.get(plugin)
-    if not isinstance(shipped, _Shipped):
-        raise ClusterError(f"the detector could not be opened on the worker {worker.address}: its log says why")
-    return score_batch(shipped.detector, uris)
+    plugin_on_worker = worker.plugins.get(plugin)
+    if not isinstance(plugin_on_worker, _DetectorPlugin):
+        raise ClusterError(f"worker {worker.address} could not load the detector: see its log")
+    return score_batch(plugin_on_worker.detector, uris)
 
 
 # On the client --------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def _score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float
 
 @dataclass
 class _Batch:
-    """Consecutive images; ``alone``: one that is scored while nothing else is."""
+    """Consecutive images; ``alone``: a single image to score while nothing else runs."""
 
     first: int
     uris: list[str]
@@ -299,7 +300,7 @@ class _Batch:
 
 @dataclass
 class _Scored:
-    """A batch that came back."""
+    """A completed batch."""
 
     first: int
     uris: list[str]
@@ -308,7 +309,7 @@ class _Scored:
 
 
 class _Run:
-    """Batches through a cluster, with a bounded number on their way.
+    """Submits batches to a cluster, with a bounded number in flight.
 
     Parameters
     ----------
@@ -324,73 +325,73 @@ class _Run:
         self._counted, self._window = -math.inf, 1
 
     def scored(self, batches: Iterator[_Batch]) -> Iterator[_Scored]:
-        """Yield every batch once, in the order of completion."""
-        self.client.register_plugin(_Shipped(self.detector), name=self.plugin)
-        flying: dict[_Future, _Batch] = {}
+        """Yield every batch once, in order of completion."""
+        self.client.register_plugin(_DetectorPlugin(self.detector), name=self.plugin)
+        in_flight: dict[_Future, _Batch] = {}
         suspects: deque[_Batch] = deque()
-        landed = as_completed(with_results=True, raise_errors=False)
+        completed = as_completed(with_results=True, raise_errors=False)
         losses = 0
         try:
             while True:
-                while not suspects and len(flying) < self._room() and (batch := next(batches, None)) is not None:
-                    self._send(batch, flying, landed)
-                if suspects and not flying:
-                    self._send(suspects.popleft(), flying, landed)
-                if not flying:
+                while not suspects and len(in_flight) < self._capacity() and (batch := next(batches, None)) is not None:
+                    self._send(batch, in_flight, completed)
+                if suspects and not in_flight:
+                    self._send(suspects.popleft(), in_flight, completed)
+                if not in_flight:
                     return
-                future, result = next(landed)
-                batch = flying.pop(future)
+                future, result = next(completed)
+                batch = in_flight.pop(future)
                 if future.status == "finished":
                     losses = 0
                     yield _Scored(batch.first, batch.uris, *result)
                     continue
-                lost = self._killed(future, result)  # raises whatever else it is
+                lost = self._killed(future, result)  # raises any other error
                 losses += 1
                 if losses >= _LOSSES_IN_A_ROW:
                     raise ClusterError(
-                        f"workers died over {losses} batches in a row: {lost} Give workers more memory, or take a "
-                        "smaller batch_size; a smaller detector needs less, too"
+                        f"workers died on {losses} batches in a row: {lost} Give workers more memory, or use a smaller "
+                        "batch_size or detector"
                     ) from lost
                 if batch.alone:
-                    text = f"{batch.uris[0]}: each of {lost.allowed_failures + 1} workers died that scored it alone"
+                    text = f"{batch.uris[0]}: all {lost.allowed_failures + 1} workers that scored it alone died"
                     yield _Scored(batch.first, batch.uris, np.array([np.nan]), {0: text})
                 else:
                     suspects.extend(_Batch(batch.first + i, [uri], alone=True) for i, uri in enumerate(batch.uris))
         finally:
-            self._leave(list(flying))
+            self._clean_up(list(in_flight))
 
-    def _send(self, batch: _Batch, flying: dict[_Future, _Batch], landed: as_completed) -> None:
+    def _send(self, batch: _Batch, in_flight: dict[_Future, _Batch], completed: as_completed) -> None:
         key = f"skpbas-score-{self.run}-{batch.first}{'-alone' if batch.alone else ''}"
         future = self.client.submit(_score_on_worker, batch.uris, self.plugin, key=key, pure=False)
-        flying[future] = batch
-        landed.add(future)
+        in_flight[future] = batch
+        completed.add(future)
 
     def _killed(self, future: _Future, result: Any) -> KilledWorker:
-        """Return the error of a batch over which workers died; raise any other."""
+        """Return the error of a batch whose workers died; raise any other error."""
         if future.status != "error":
             raise ClusterError(
-                f"the cluster gave a batch up ({future.status}): its scheduler was closed, restarted or lost"
+                f"the cluster lost a batch ({future.status}): its scheduler was closed, restarted or lost"
             ) from (result if isinstance(result, CancelledError) else None)
         _, error, trace = result
         if isinstance(error, KilledWorker):
             return error
         raise error.with_traceback(trace)
 
-    def _room(self) -> int:
-        """Return how many batches may be on their way."""
+    def _capacity(self) -> int:
+        """Return how many batches may be in flight."""
         if self.max_in_flight is not None:
             return self.max_in_flight
-        if time.monotonic() - self._counted > _SECONDS_BETWEEN_LOOKS:
-            self._window = max(1, _BATCHES_A_THREAD * sum(self.client.nthreads().values()))
+        if time.monotonic() - self._counted > _SECONDS_BETWEEN_COUNTS:
+            self._window = max(1, _BATCHES_PER_THREAD * sum(self.client.nthreads().values()))
             self._counted = time.monotonic()
         return self._window
 
-    def _leave(self, flying: list[_Future]) -> None:
-        """Take back what is on its way, and the detector."""
+    def _clean_up(self, in_flight: list[_Future]) -> None:
+        """Cancel batches in flight and remove the detector from the workers."""
         if self.client.status != "running":
             return
-        with suppress(OSError, TimeoutError, CancelledError):  # a cluster on its way out takes both with it
-            self.client.cancel(flying)
+        with suppress(OSError, TimeoutError, CancelledError):  # the cluster may be closing
+            self.client.cancel(in_flight)
             self.client.unregister_worker_plugin(self.plugin)
 
 
@@ -412,19 +413,19 @@ def _to_folder(run: _Run, names: Iterator[str], batch_size: int, folder: ResultF
     open_parts: dict[int, Part] = {}
     total = dict.fromkeys(("n_images", "n_anomalous", "n_failed", "n_resumed", "n_files"), 0)
 
-    def count(n_images: int, about: dict[str, Any], *, resumed: bool = False) -> None:
+    def count(n_images: int, metadata: dict[str, Any], *, resumed: bool = False) -> None:
         total["n_images"] += n_images
         total["n_resumed"] += n_images * resumed
         total["n_files"] += 1
         for name in ("n_anomalous", "n_failed"):
-            total[name] += about[name]
+            total[name] += metadata[name]
 
     def batches() -> Iterator[_Batch]:
         first = 0
         for uris in in_batches(names, folder.images_per_file):
-            about = folder.found(first, uris)
-            if about is not None:
-                count(len(uris), about, resumed=True)
+            metadata = folder.found(first, uris)
+            if metadata is not None:
+                count(len(uris), metadata, resumed=True)
             else:
                 open_parts[first] = Part(first, uris)
                 for start in range(0, len(uris), batch_size):

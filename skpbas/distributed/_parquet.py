@@ -1,4 +1,4 @@
-"""Scores in Parquet files that are complete or not there, and that know what they were made from."""
+"""Scores in Parquet files, written atomically, with metadata of their inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass
 class Part:
-    """One file's images on their way: what has come back, and how many are missing."""
+    """The images of one file during scoring: results so far, and the number still missing."""
 
     first: int
     uris: list[str]
@@ -36,7 +36,7 @@ class Part:
         self.missing = len(self.uris)
 
     def put(self, first: int, scores: NDArray[np.float64], errors: dict[int, str]) -> None:
-        """Take in what a batch gave, the first image of which is ``first``."""
+        """Add the results of a batch that starts with image ``first``."""
         start = first - self.first
         self.scores[start : start + len(scores)] = scores
         self.errors |= {start + i: text for i, text in errors.items()}
@@ -44,7 +44,7 @@ class Part:
 
 
 class ResultFolder:
-    """Parquet files, one for each run of consecutive images, each of which says what it was made from."""
+    """A folder of Parquet files, each with the results of consecutive images and metadata of their inputs."""
 
     def __init__(self, path: str | os.PathLike[str], detector: Any, images_per_file: int) -> None:
         try:
@@ -53,7 +53,7 @@ class ResultFolder:
         except ImportError as error:
             raise ImportError(f"output needs pyarrow ({error}): pip install skpbas[dask]") from error
         if "://" in str(path):
-            raise ValueError(f"output={str(path)!r}: a folder of this machine is expected, which may be a mounted one")
+            raise ValueError(f"output={str(path)!r}: expected a folder on this machine, which may be a mounted one")
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.path, self.images_per_file = Path(path), images_per_file
         self.offset = float(detector.offset_)
@@ -61,13 +61,13 @@ class ResultFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"output={str(path)!r} cannot be a folder: {error}") from error
+            raise StorageError(f"output={str(path)!r} cannot be created: {error}") from error
         self._refuse_foreign()
 
     def _refuse_foreign(self) -> None:
-        """Check that whoever reads the folder as one table reads nothing but results of this run."""
+        """Check that the folder, which readers take as one table, has no Parquet files of another origin."""
         for path in sorted(self.path.glob("*.parquet")):
-            if path.name.startswith((".", "_")):  # readers of folders pass over these
+            if path.name.startswith((".", "_")):  # ignored by readers of folders
                 continue
             first = _first_of(path)
             if first is None:
@@ -77,75 +77,75 @@ class ResultFolder:
                 )
             if first % self.images_per_file:
                 raise ResultsError(
-                    f"{path} holds the results of another images_per_file than {self.images_per_file}: take another "
+                    f"{path} has results of another images_per_file than {self.images_per_file}: take another "
                     "folder, or move its files away"
                 )
 
     def refuse_beyond(self, n_images: int) -> None:
-        """Check that there is no file of images after the last.
+        """Check that there are no results of images after the last one.
 
         Raises
         ------
         ResultsError
-            A run with more images left it.
+            An earlier run had more images.
         """
         for path in sorted(self.path.glob("part-*.parquet")):
             first = _first_of(path)
             if first is not None and first >= n_images:
                 raise ResultsError(
-                    f"{path} holds the results of a run with more images than the {n_images} of this one: delete the "
+                    f"{path} has results of a run with more images than the {n_images} of this one: delete the "
                     "files of images that are no longer asked for, or take another folder; what was scored is kept"
                 )
 
     def found(self, first: int, uris: list[str]) -> dict[str, Any] | None:
-        """Return what an earlier run's file says of itself; None if there is none.
+        """Return the metadata of the file of an earlier run, or None if there is none.
 
         Raises
         ------
         ResultsError
-            It was made from something else.
+            The file has different inputs.
         """
         path = self._file(first)
         if not path.exists():
             return None
-        other = "take another folder, or move its files away"
+        hint = "use another folder, or move its files"
         try:
-            told = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
-        except Exception as error:  # whatever pyarrow makes of a file that is none of its own
+            found = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
+        except Exception as error:  # pyarrow raises many types on a damaged file
             raise ResultsError(
-                f"{path} is not a result of score_images, or a damaged one ({error}): {other}; if it is one, delete it "
+                f"{path} is not a result of score_images, or a damaged one ({error}): {hint}; if it is one, delete it "
                 "and its images are scored again"
             ) from error
-        expected = self._about(uris)
+        expected = self._metadata(uris)
         for name, what in (
             ("format", "another version of skpbas"),
             ("detector", "another detector"),
             ("images_per_file", "another images_per_file"),
-            ("uris", "other uris, or the same in another order"),
+            ("uris", "other uris, or of the same uris in another order"),
         ):
-            given = told.get(name) if isinstance(told, dict) else None
+            given = found.get(name) if isinstance(found, dict) else None
             if given != expected[name]:
                 shown = f": {given}, now {expected[name]}" if name != "uris" else ""
-                raise ResultsError(f"{path} holds the results of {what}{shown}; {other}")
+                raise ResultsError(f"{path} has results of {what}{shown}; {hint}")
         try:
-            with path.open("rb") as file:  # a file that is mapped, and shrinks, ends the process
-                sound = told["digest"] == _digest(self._parquet.read_table(file), told)
-        except Exception as error:  # whatever pyarrow makes of damaged pages
+            with path.open("rb") as file:  # not mapped: a file that shrinks would end the process
+                sound = found["digest"] == _digest(self._parquet.read_table(file), found)
+        except Exception as error:  # as above
             raise ResultsError(f"{path} is damaged ({error}): delete it, and its images are scored again") from error
         if not sound:
             raise ResultsError(
                 f"{path} is damaged or was changed: its digest is another one than when it was written; delete it, and "
                 "its images are scored again"
             )
-        return dict(told)
+        return dict(found)
 
     def write(self, part: Part) -> dict[str, Any]:
-        """Write a complete part; return what its file says of itself."""
+        """Write a complete part and return the metadata of its file."""
         arrow, failed = self._arrow, np.isin(np.arange(len(part.uris)), list(part.errors))
         decisions = part.scores - self.offset
         labels = np.where(decisions < 0, -1, 1).astype(np.int8)
-        about = self._about(part.uris)
-        about |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
+        metadata = self._metadata(part.uris)
+        metadata |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
         errors = [_as_text(part.errors[i]) if i in part.errors else None for i in range(len(part.uris))]
         table = arrow.table(
             {
@@ -157,47 +157,47 @@ class ResultFolder:
                 "error": arrow.array(errors, arrow.string()),
             }
         )
-        about["digest"] = _digest(table, about)
-        table = table.replace_schema_metadata({"skpbas": json.dumps(about)})
+        metadata["digest"] = _digest(table, metadata)
+        table = table.replace_schema_metadata({"skpbas": json.dumps(metadata)})
         target = self._file(part.first)
-        unfinished = target.with_name(f".{target.name}.unfinished")  # a name that readers of folders pass over
+        partial = target.with_name(f".{target.name}.unfinished")  # readers of folders ignore hidden files
         try:
-            with unfinished.open("wb") as file:
+            with partial.open("wb") as file:
                 self._parquet.write_table(table, file)
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(target)
+            partial.replace(target)
         except OSError as error:
             raise StorageError(
-                f"{target} cannot be written ({error}): make room, then run again; complete files are kept"
+                f"{target} cannot be written ({error}): free some space and run again; complete files are kept"
             ) from error
         finally:
             with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-        return about
+                partial.unlink(missing_ok=True)
+        return metadata
 
     def _file(self, first: int) -> Path:
         return self.path / f"part-{first:012d}.parquet"
 
-    def _about(self, uris: list[str]) -> dict[str, Any]:
+    def _metadata(self, uris: list[str]) -> dict[str, Any]:
         digest = digest_of(*uris).hex()
-        about = {"format": FORMAT, "detector": self._detector, "images_per_file": self.images_per_file}
-        return {**about, "uris": digest}
+        metadata = {"format": FORMAT, "detector": self._detector, "images_per_file": self.images_per_file}
+        return {**metadata, "uris": digest}
 
 
 def _first_of(path: Path) -> int | None:
-    """Return the index of a file's first image; None if its name is none of ours."""
+    """Return the index of a file's first image, or None if the file has another kind of name."""
     named = re.fullmatch(r"part-(\d{12,})\.parquet", path.name)
     return int(named[1]) if named else None
 
 
-def _digest(table: Any, about: dict[str, Any]) -> str:
-    """Return the digest of the rows of a file and of what it says of itself."""
+def _digest(table: Any, metadata: dict[str, Any]) -> str:
+    """Return the digest of the rows and the metadata of a file."""
     rows = [repr(table.column(name).to_pylist()) for name in table.column_names]
-    told = {name: value for name, value in about.items() if name != "digest"}
-    return digest_of(repr(table.column_names), *rows, json.dumps(told, sort_keys=True)).hex()
+    content = {name: value for name, value in metadata.items() if name != "digest"}
+    return digest_of(repr(table.column_names), *rows, json.dumps(content, sort_keys=True)).hex()
 
 
 def _as_text(name: str) -> str:
-    """Return a name that Parquet can hold: what is no Unicode in a file's name is written as an escape."""
+    """Escape the bytes of a file name that are not valid Unicode, which Parquet cannot store."""
     return name.encode("utf-8", "backslashreplace").decode()

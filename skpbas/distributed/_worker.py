@@ -1,4 +1,4 @@
-"""Scores of a batch of images by name, any of which may be bad."""
+"""Scoring of a batch of paths or URLs, any of which may be unreadable."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from skpbas.errors import InvalidImageError
 
 
 def score_batch(detector: Any, uris: Sequence[str]) -> tuple[NDArray[np.float64], dict[int, str]]:
-    """Score a batch; return scores (n,), NaN for images without one, and by position why they have none."""
+    """Score a batch; return scores (n,), NaN for failed images, and their error messages by position."""
     scores = np.full(len(uris), np.nan)
     items: dict[int, Any] = {}
     errors: dict[int, str] = {}
     for i, uri in enumerate(uris):
         try:
-            items[i] = _fetched(uri)
-        except (ImportError, MemoryError):  # a package that the protocol needs, or too small a machine
+            items[i] = _fetch(uri)
+        except (ImportError, MemoryError):  # missing package or too little memory
             raise
-        except Exception as error:  # noqa: BLE001 - every file system has errors of its own
-            errors[i] = _described(error, uri)
+        except Exception as error:  # noqa: BLE001 - each file system has its own errors
+            errors[i] = _describe(error, uri)
     try:
         if items:
             scores[list(items)] = detector.score_samples(list(items.values()))
-    except Exception:  # noqa: BLE001 - whatever it is, the images say one by one which of them have it
+    except Exception:  # noqa: BLE001 - the failing images are found one by one
         _score_one_by_one(detector, uris, items, scores, errors)
     for i in np.flatnonzero(~np.isfinite(scores)).tolist():
         errors.setdefault(i, f"{uris[i]}: the detector's score is {scores[i]}")
@@ -45,16 +45,16 @@ def _score_one_by_one(
         try:
             scores[i] = detector.score_samples([item])[0]
         except (InvalidImageError, OSError) as error:
-            errors[i] = _described(error, uris[i])
-        except Exception as error:  # noqa: BLE001 - one image in a million may find what no test has found
-            errors[i] = _described(error, uris[i])
+            errors[i] = _describe(error, uris[i])
+        except Exception as error:  # noqa: BLE001 - a bug of the detector must not end the run
+            errors[i] = _describe(error, uris[i])
             unexpected.append(error)
     if len(unexpected) == len(items) > 1:
-        raise unexpected[0]  # it is not the images
+        raise unexpected[0]  # not caused by individual images
 
 
-def _fetched(uri: str) -> Any:
-    """Return what the detector takes: the path itself, or the image behind a URL."""
+def _fetch(uri: str) -> Any:
+    """Return a path as it is, or the image at a URL."""
     if "://" not in uri:
         return uri
     with fsspec.open(uri, "rb") as file:
@@ -69,8 +69,8 @@ def _fetched(uri: str) -> Any:
     return image
 
 
-def _described(error: Exception, uri: str) -> str:
-    """Return an error's text, which names the image by its uri."""
+def _describe(error: Exception, uri: str) -> str:
+    """Return an error message that names the image by its URI."""
     if isinstance(error, InvalidImageError):
         text = str(error).replace(f"X[0] ({uri})", uri).replace("X[0]", uri)
         return text if uri in text else f"{uri}: {text}"

@@ -1,4 +1,4 @@
-"""The command line and its demo: what it prints, draws and refuses."""
+"""The command line and its demo: output, picture and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from skpbas.__main__ import main, make_parser
 from skpbas._cli import demo
-from skpbas._cli.colormap import colour_table, overlay
+from skpbas._cli.colormap import color_table, overlay
 from skpbas._cli.demo import DemoOptions, run_demo
 from skpbas.datasets import INSPECTION_KINDS, make_inspection_images
 
@@ -23,8 +23,8 @@ QUICK = ["--image-size", "64", "--epochs", "1", "--device", "cpu"]
 @pytest.fixture(autouse=True)
 def _few_generated_images(monkeypatch):
     monkeypatch.setattr(demo, "_N_TRAIN", 4)
-    monkeypatch.setattr(demo, "_N_GOOD", 2)
-    monkeypatch.setattr(demo, "_N_DEFECTIVE", 2)
+    monkeypatch.setattr(demo, "_N_NORMAL", 2)
+    monkeypatch.setattr(demo, "_N_ANOMALOUS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def save(pixels: np.ndarray, path: Path) -> Path:
 
 @pytest.fixture
 def category(tmp_path, parts) -> Path:
-    """A tiny category in MVTec AD's layout: four good images to learn from, two good and two defective to judge."""
+    """A tiny category in MVTec AD's layout: four training images, two normal and two anomalous test images."""
     folder = tmp_path / "data" / "planks"
     for i in range(4):
         save(parts.images[i], folder / "train" / "good" / f"{i}.png")
@@ -58,49 +58,49 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def test_the_demo_prints_five_metrics_and_the_decisions_and_draws_a_picture(tmp_path, capsys):
+def test_the_demo_prints_five_metrics_and_the_errors_and_draws_a_picture(tmp_path, capsys):
     assert main(["demo", *QUICK, "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not any("random features" in line for line in lines)
     for name in METRICS:
         assert any(line.strip().startswith(name) for line in lines), name
-    assert any("false alarms" in line and "of 2 good images" in line for line in lines)
-    assert any("misses" in line and "of 2 defective images" in line for line in lines)
+    assert any("false alarms" in line and "of 2 normal images" in line for line in lines)
+    assert any("misses" in line and "of 2 anomalous images" in line for line in lines)
     width, height = size_of(tmp_path / "out" / "demo.png")
     assert width > 4 * 150
-    assert height > 3 * 150  # two defects and a good one
+    assert height > 3 * 150  # two defects and a normal image
 
 
-def test_the_demo_takes_a_category_in_mvtec_layout(category, tmp_path):
-    said: list[str] = []
+def test_the_demo_accepts_a_category_in_mvtec_layout(category, tmp_path):
+    lines: list[str] = []
     options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path / "out")
-    picture = run_demo(options, said.append)
+    picture = run_demo(options, lines.append)
     assert picture == tmp_path / "out" / "demo.png"
     assert picture.is_file()
-    assert any("learning from 4 good images, then judging 4" in line for line in said)
-    assert any(line.strip().startswith("PRO") for line in said)
+    assert any("training on 4 normal images, then scoring 4" in line for line in lines)
+    assert any(line.strip().startswith("PRO") for line in lines)
 
 
 def test_the_same_seed_prints_the_same_metrics(category, tmp_path):
-    said: list[list[str]] = [[], []]
-    for lines in said:
+    outputs: list[list[str]] = [[], []]
+    for lines in outputs:
         options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path)
         run_demo(options, lines.append)
-    assert said[0] == said[1]
+    assert outputs[0] == outputs[1]
 
 
-@pytest.mark.parametrize("good", ["", "train/good"])
-def test_a_folder_of_good_images_and_some_to_check_give_decisions(good, category, tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["", "train/good"])
+def test_normal_images_and_images_to_check_give_decisions(folder, category, tmp_path, capsys):
     defective = sorted((category / "test").glob("s*/*.png"))
-    arguments = ["--data", str(category / good), "--check", *map(str, defective), "--output", str(tmp_path / "out")]
+    arguments = ["--data", str(category / folder), "--check", *map(str, defective), "--output", str(tmp_path / "out")]
     assert main(["demo", *QUICK, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "learning from 4 good images, then judging 2" in out
+    assert "training on 4 normal images, then scoring 2" in out
     for path in defective:
         line = next(line for line in out.splitlines() if path.name in line)
         assert ("anomalous" in line) == (float(line.split()[-1]) < 0)
     assert "AUROC" not in out
-    assert size_of(tmp_path / "out" / "demo.png")[0] < 4 * 192 + 150  # there is no mask to show
+    assert size_of(tmp_path / "out" / "demo.png")[0] < 4 * 192 + 150  # no mask column
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_folder_of_good_images_and_some_to_check_give_decisions(good, category
         (["--backbone", "resnet19", "--weights", "none"], "resnet19"),
         (["--backbone", "resnet18", "--weights", "missing.pth"], "missing.pth"),
         (["--epochs", "0"], "max_epochs"),
-        (["--output", "{file}"], "cannot be made"),
+        (["--output", "{file}"], "cannot create the folder"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(arguments, message, category, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_an_error_is_one_line_and_exit_code_2(arguments, message, category, tmp_
     assert message in errors[0]
 
 
-def test_images_of_one_name_are_told_apart_by_their_folders(category):
+def test_images_with_the_same_name_are_shown_with_their_folders(category):
     image = category / "train" / "good" / "0.png"
     other = category / "train" / "good" / "1.png"
     assert demo.load_data(DemoOptions(data=category, check=(image, other))).names == ["0.png", "1.png"]
@@ -142,10 +142,10 @@ def test_images_of_one_name_are_told_apart_by_their_folders(category):
     assert demo.load_data(DemoOptions(data=category, check=(image, spare))).names == ["good/0.png", "spare/0.png"]
 
 
-def test_test_images_of_one_class_are_refused_before_training(category):
+def test_test_images_of_one_class_are_rejected_before_training(category):
     for path in (category / "test" / "good").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="holds defective images only"):
+    with pytest.raises(ValueError, match="has only anomalous images"):
         demo.load_data(DemoOptions(data=category))
 
 
@@ -162,19 +162,19 @@ def test_the_help_names_every_product_and_default():
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["demo", "--version"], ["demo", "--help"]])
-def test_version_and_help_end_at_once(arguments, capsys):
+def test_version_and_help_exit_with_code_0(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0
     assert capsys.readouterr().out
 
 
-def test_the_help_does_not_wait_for_torch():
+def test_the_help_does_not_import_torch():
     code = "import sys, skpbas.__main__; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_backbone_without_weights_takes_imagenets():
+def test_a_backbone_without_weights_uses_imagenet():
     def choose(**options):
         return demo.choose_network(DemoOptions(**options))
 
@@ -184,7 +184,7 @@ def test_a_backbone_without_weights_takes_imagenets():
     assert choose(backbone="resnet18", weights="a.pth") == {"backbone": "resnet18", "weights": "a.pth"}
 
 
-def test_random_features_are_said_to_be_random(category, tmp_path, capsys):
+def test_random_features_are_reported(category, tmp_path, capsys):
     options = ["--data", str(category), "--backbone", "resnet18", "--weights", "none"]
     assert main(["demo", *options, "--image-size", "64", "--epochs", "1", "--output", str(tmp_path / "out")]) == 0
     first, *_ = capsys.readouterr().out.splitlines()
@@ -192,16 +192,16 @@ def test_random_features_are_said_to_be_random(category, tmp_path, capsys):
     assert "--backbone and --weights" in first
 
 
-def test_the_picture_shows_every_defect_once_before_any_twice():
+def test_the_picture_shows_every_defect_type_once_before_any_twice():
     names = ["dent", "dent", "dent", "good", "stain", "stain", "good"]
     labels = np.array([-1, -1, -1, 1, -1, -1, 1])
-    assert demo.rows_to_show(names, labels, most=3) == [0, 4, 3]
-    assert demo.rows_to_show(names, labels, most=5) == [0, 1, 4, 5, 3]
+    assert demo.rows_to_show(names, labels, max_rows=3) == [0, 4, 3]
+    assert demo.rows_to_show(names, labels, max_rows=5) == [0, 1, 4, 5, 3]
     assert demo.rows_to_show(names, labels) == [0, 1, 2, 4, 5, 3]
 
 
-def test_the_colours_rise_in_lightness():
-    table = colour_table()
+def test_the_colors_increase_in_lightness():
+    table = color_table()
     assert table.shape == (256, 3)
     luminance = (table / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance) > -2e-3).all()  # rounding to 8 bits
@@ -209,7 +209,7 @@ def test_the_colours_rise_in_lightness():
     assert luminance[-1] > 0.7
 
 
-def test_an_overlay_leaves_the_image_alone_where_the_map_is_low():
+def test_an_overlay_does_not_change_the_image_where_the_anomaly_map_is_low():
     image = np.full((2, 2, 3), 100, np.uint8)
     anomaly_map = np.array([[0.0, 0.2], [0.2, 1.0]])
     mixed = overlay(image, anomaly_map, 0.2, 1.0)

@@ -16,7 +16,7 @@ CASES = [k for k in np.load(GOLDEN / "golden_aggregate.npz").files if "patch" in
 
 
 def unfolded_features(maps, patch_size, feature_dim):
-    """METHOD 1 word for word: unfold, pool to d, interpolate, stack, pool to d."""
+    """Eq. 2-4 step by step: unfold, pool to d, interpolate, stack, pool to d."""
     height, width = maps[0].shape[-2:]
     levels = []
     for level in maps:

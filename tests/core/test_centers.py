@@ -16,7 +16,7 @@ def golden():
 
 
 def one_after_the_other(center, queries, momentum):
-    """METHOD 2's loop over positions."""
+    """Algorithm 1 with its loop over positions."""
     center = center.clone()
     similarity = torch.nn.functional.cosine_similarity(queries[:, None], center[None], dim=2)
     for j, k in enumerate(similarity.argmax(1).tolist()):

@@ -1,4 +1,4 @@
-"""Scoring on a real cluster of two worker processes, which bad images, kills and interruptions do not confuse."""
+"""Scoring on a real cluster of two worker processes, with bad images, killed workers and interruptions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from skpbas.distributed._worker import score_batch
 from skpbas.errors import ClusterError, InvalidImageError, ResultsError, StorageError
 
 
-class Darkness(OutlierMixin, BaseEstimator):
-    """Scores the number in a file's name; notes in ``log`` where it was opened and what it scored."""
+class FileNumber(OutlierMixin, BaseEstimator):
+    """Returns the number in a file name as its score; logs to ``log`` where it was loaded and what it scored."""
 
     offset_ = 9.5
 
@@ -43,7 +43,7 @@ class Darkness(OutlierMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._note("opened")
+        self._log("opened")
 
     def fit(self, X, y=None):
         self.fitted_ = True
@@ -58,15 +58,15 @@ class Darkness(OutlierMixin, BaseEstimator):
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "bug":
             raise RuntimeError("the detector's own mistake")
-        self._note(name)
+        self._log(name)
         return float("nan") if name == "nothing" else float(name)
 
-    def _note(self, word):
+    def _log(self, word):
         with Path(self.log).open("a") as file:
             file.write(f"{os.getpid()} {word}\n")
 
 
-def noted(detector):
+def logged(detector):
     return [line.split() for line in Path(detector.log).read_text().splitlines()]
 
 
@@ -85,7 +85,7 @@ def client(cluster):
 
 @pytest.fixture
 def detector(tmp_path):
-    return Darkness(tmp_path / "log").fit(None)
+    return FileNumber(tmp_path / "log").fit(None)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_images(good_images):
+def image_detector(good_images):
     return small_detector(max_epochs=2).set_params(backbone="embedded").fit(good_images)
 
 
@@ -110,18 +110,18 @@ def plugins_of_workers(client):
 # Results --------------------------------------------------------------------------------------------------
 
 
-def test_every_image_gets_the_score_that_it_has_without_a_cluster(client, of_images, files):
-    results = sorted(score_images(of_images, iter(files), client=client, batch_size=5))
+def test_scores_match_those_without_a_cluster(client, image_detector, files):
+    results = sorted(score_images(image_detector, iter(files), client=client, batch_size=5))
     assert [result.index for result in results] == list(range(12))
     assert [result.uri for result in results] == list(map(str, files))
-    np.testing.assert_allclose([result.score for result in results], of_images.score_samples(files), rtol=1e-5)
-    assert all(result.decision == result.score - of_images.offset_ for result in results)
+    np.testing.assert_allclose([result.score for result in results], image_detector.score_samples(files), rtol=1e-5)
+    assert all(result.decision == result.score - image_detector.offset_ for result in results)
     assert all(result.label == (-1 if result.decision < 0 else 1) for result in results)
     assert all(result.error is None for result in results)
 
 
-def test_the_client_that_is_current_and_a_conformal_threshold_serve(client, of_images, files):
-    model = ConformalThreshold(of_images, max_false_alarm_rate=0.2, random_state=0).fit(textured_images(20))
+def test_the_current_client_and_a_conformal_threshold_work(client, image_detector, files):
+    model = ConformalThreshold(image_detector, max_false_alarm_rate=0.2, random_state=0).fit(textured_images(20))
     results = sorted(score_images(model, files[:4]))
     assert [result.label for result in results] == model.predict(files[:4]).tolist()
 
@@ -132,7 +132,7 @@ def test_no_images_give_no_results(client, detector, tmp_path):
 
 
 @pytest.mark.parametrize("as_urls", [False, True])
-def test_bad_images_are_reported_by_name_and_the_others_scored(client, of_images, files, tmp_path, as_urls):
+def test_bad_images_are_reported_by_name_and_the_others_scored(client, image_detector, files, tmp_path, as_urls):
     small, text, cut = tmp_path / "small.png", tmp_path / "text.png", tmp_path / "cut.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(small)
     text.write_text("no image")
@@ -140,12 +140,12 @@ def test_bad_images_are_reported_by_name_and_the_others_scored(client, of_images
     bad = {small: "smaller than", text: "not an image", cut: "damaged", tmp_path / "gone.png": "(?i)no such file"}
     mixed = [files[0], *bad, files[1]]
     uris = [path.as_uri() for path in mixed] if as_urls else mixed
-    results = sorted(score_images(of_images, uris, client=client, batch_size=3))
+    results = sorted(score_images(image_detector, uris, client=client, batch_size=3))
     assert [result.uri for result in results] == list(map(str, uris))
     assert results[0].error is None
     assert results[-1].error is None
-    good = [results[0].score, results[-1].score]
-    np.testing.assert_allclose(good, of_images.score_samples([files[0], files[1]]), rtol=1e-5)
+    scores = [results[0].score, results[-1].score]
+    np.testing.assert_allclose(scores, image_detector.score_samples([files[0], files[1]]), rtol=1e-5)
     for result, why in zip(results[1:-1], bad.values(), strict=True):
         assert result.label is None
         assert np.isnan([result.score, result.decision]).all()
@@ -154,22 +154,22 @@ def test_bad_images_are_reported_by_name_and_the_others_scored(client, of_images
         assert "X[0]" not in result.error
 
 
-def test_images_behind_urls_are_opened_where_they_are_scored(of_images, files):
+def test_images_at_urls_are_opened_on_the_worker(image_detector, files):
     memory = MemoryFileSystem()
     memory.pipe({"/parts/0.png": files[0].read_bytes(), "/parts/1.png": b"no image"})
     uris = ["memory://parts/0.png", "memory://parts/1.png", "memory://parts/2.png"]
-    scores, errors = score_batch(of_images, uris)
-    np.testing.assert_array_equal(scores, [of_images.score_samples([files[0]])[0], np.nan, np.nan])
+    scores, errors = score_batch(image_detector, uris)
+    np.testing.assert_array_equal(scores, [image_detector.score_samples([files[0]])[0], np.nan, np.nan])
     assert errors[1] == "memory://parts/1.png is not an image that Pillow can read"
     assert errors[2].startswith("memory://parts/2.png: FileNotFoundError")
 
 
-def test_a_protocol_that_needs_a_missing_package_ends_the_run(of_images):
+def test_a_protocol_that_needs_a_missing_package_ends_the_run(image_detector):
     with pytest.raises((ImportError, ValueError), match=r"gs3|gcsfs"):
-        score_batch(of_images, ["gs://bucket/0.png"])
+        score_batch(image_detector, ["gs://bucket/0.png"])
 
 
-def test_a_score_that_is_no_number_and_a_rare_failure_are_reported(detector):
+def test_a_nan_score_and_a_rare_failure_are_reported(detector):
     scores, errors = score_batch(detector, ["3.png", "nothing.png", "bug.png", "5.png"])
     np.testing.assert_array_equal(scores, [3, np.nan, np.nan, 5])
     assert errors == {
@@ -178,7 +178,7 @@ def test_a_score_that_is_no_number_and_a_rare_failure_are_reported(detector):
     }
 
 
-def test_an_error_that_all_images_share_ends_the_run_and_leaves_nothing_on_the_workers(client, detector):
+def test_an_error_of_all_images_ends_the_run_and_cleans_up_the_workers(client, detector):
     with pytest.raises(RuntimeError, match="the detector's own mistake"):
         list(score_images(detector, ["bug.png"] * 8, client=client, batch_size=4))
     assert plugins_of_workers(client) == []
@@ -187,7 +187,7 @@ def test_an_error_that_all_images_share_ends_the_run_and_leaves_nothing_on_the_w
 # Bounds ---------------------------------------------------------------------------------------------------
 
 
-def test_names_are_read_no_further_ahead_than_batches_are_in_flight(client, detector):
+def test_names_are_read_lazily_as_batches_are_submitted(client, detector):
     read = 0
 
     def names():
@@ -195,27 +195,27 @@ def test_names_are_read_no_further_ahead_than_batches_are_in_flight(client, dete
         for read in range(1, 101):
             yield f"{read}.png"
 
-    ahead = [read - i for i, _ in enumerate(score_images(detector, names(), client=client, batch_size=5), start=1)]
-    assert len(ahead) == 100
-    assert max(ahead) <= 4 * 5  # two batches for each of two threads
+    excess = [read - i for i, _ in enumerate(score_images(detector, names(), client=client, batch_size=5), start=1)]
+    assert len(excess) == 100
+    assert max(excess) <= 4 * 5  # two batches for each of two threads
     read = 0
     stream = score_images(detector, names(), client=client, batch_size=5, max_in_flight=1)
     assert max(read - i for i, _ in enumerate(stream, start=1)) <= 5
 
 
-def test_a_stream_that_is_closed_early_takes_its_work_and_the_detector_back(client, tmp_path):
-    slow = Darkness(tmp_path / "log", seconds=0.05).fit(None)
+def test_a_stream_that_is_closed_early_cleans_up(client, tmp_path):
+    slow = FileNumber(tmp_path / "log", seconds=0.05).fit(None)
     stream = score_images(slow, (f"{i}.png" for i in range(1000)), client=client, batch_size=4)
     assert next(stream).error is None
     stream.close()
     assert plugins_of_workers(client) == []
-    assert len(noted(slow)) < 60
+    assert len(logged(slow)) < 60
 
 
 # Parquet --------------------------------------------------------------------------------------------------
 
 
-def test_files_hold_every_image_in_order_with_its_error(client, detector, tmp_path):
+def test_files_contain_every_image_in_order_with_its_error(client, detector, tmp_path):
     names = [f"{i}.png" for i in range(25)]
     names[7] = "bug.png"
     summary = score_images(
@@ -235,7 +235,7 @@ def test_files_hold_every_image_in_order_with_its_error(client, detector, tmp_pa
     ]
 
 
-def test_a_run_that_was_interrupted_goes_on_with_what_is_missing(client, detector, tmp_path):
+def test_an_interrupted_run_resumes_with_the_missing_images(client, detector, tmp_path):
     out, names = tmp_path / "out", [f"{i}.png" for i in range(40)]
 
     def interrupted():
@@ -253,15 +253,15 @@ def test_a_run_that_was_interrupted_goes_on_with_what_is_missing(client, detecto
     assert plugins_of_workers(client) == []
     Path(detector.log).write_text("")
     summary = score_images(detector, names, **settings)
-    assert sorted(int(word) for _, word in noted(detector) if word != "opened") == list(range(20, 40))
+    assert sorted(int(word) for _, word in logged(detector) if word != "opened") == list(range(20, 40))
     assert (summary.n_images, summary.n_resumed, summary.n_files, summary.n_anomalous) == (40, 20, 4, 10)
     assert pyarrow.dataset.dataset(out).to_table()["score"].to_pylist() == list(range(40))
     Path(detector.log).write_text("")
     assert score_images(detector, names, **settings).n_resumed == 40
-    assert {word for _, word in noted(detector)} <= {"opened"}
+    assert {word for _, word in logged(detector)} <= {"opened"}
 
 
-def test_results_of_something_else_are_not_mixed_in(client, detector, tmp_path):
+def test_existing_results_of_other_inputs_are_rejected(client, detector, tmp_path):
     names, settings = [f"{i}.png" for i in range(8)], {"client": client, "output": tmp_path, "images_per_file": 8}
     tmp_path = tmp_path / "out"
     settings["output"] = tmp_path
@@ -271,9 +271,9 @@ def test_results_of_something_else_are_not_mixed_in(client, detector, tmp_path):
         score_images(detector, names[::-1], **settings)
     with pytest.raises(ResultsError, match="another images_per_file: 8, now 4"):
         score_images(detector, names, **{**settings, "images_per_file": 4})
-    other = Darkness(detector.log).fit(None)
+    other = FileNumber(detector.log).fit(None)
     other.offset_ = 3.0
-    with pytest.raises(ResultsError, match=r"another detector: Darkness, offset_=9.5.*, now Darkness, offset_=3.0"):
+    with pytest.raises(ResultsError, match=r"another detector: FileNumber, offset_=9.5.*, now FileNumber, offset_=3.0"):
         score_images(other, names, **settings)
     assert (tmp_path / "part-000000000000.parquet").read_bytes() == written
     (tmp_path / "part-000000000000.parquet").write_text("something")
@@ -287,7 +287,7 @@ def test_another_detector_with_the_same_threshold_is_known_apart(client, of_imag
     assert score_images(pickle.loads(pickle.dumps(of_images)), files, **settings).n_resumed == len(files)
     other = clone(of_images).set_params(alpha=0.5).fit(good_images)
     other.offset_ = of_images.offset_
-    with pytest.raises(ResultsError, match=r"part-000000000000\.parquet holds the results of another detector"):
+    with pytest.raises(ResultsError, match=r"part-000000000000\.parquet has results of another detector"):
         score_images(other, files, **settings)
 
 
@@ -355,7 +355,7 @@ def test_files_of_another_origin_are_named_and_left_alone(client, detector, tmp_
     assert score_images(detector, names, client=client, output=out, images_per_file=4).n_resumed == 8
 
 
-def test_a_disk_that_is_full_is_named_and_nothing_half_written_stays(client, detector, tmp_path, monkeypatch):
+def test_a_full_disk_raises_an_error_and_leaves_no_partial_file(client, detector, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -365,41 +365,41 @@ def test_a_disk_that_is_full_is_named_and_nothing_half_written_stays(client, det
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_name_that_is_no_unicode_is_scored_and_written_as_an_escape(client, detector, tmp_path):
+def test_a_name_that_is_not_unicode_is_scored_and_written_escaped(client, detector, tmp_path):
     score_images(detector, [os.fsdecode(b"\xff/3.png")], client=client, output=tmp_path / "out")
     (row,) = pyarrow.dataset.dataset(tmp_path / "out").to_table().to_pylist()
     assert (row["uri"], row["score"]) == ("\\udcff/3.png", 3)
 
 
-# What is refused ------------------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_work_is_refused_at_once(client, detector, tmp_path):
-    with pytest.raises(InvalidImageError, match="the single one"):
+def test_invalid_arguments_are_rejected_immediately(client, detector, tmp_path):
+    with pytest.raises(InvalidImageError, match="got a single one"):
         score_images(detector, "parts", client=client)
     with pytest.raises(InvalidImageError, match="got int"):
         score_images(detector, 3, client=client)
     with pytest.raises(NotFittedError):
-        score_images(Darkness(tmp_path), [], client=client)
+        score_images(FileNumber(tmp_path), [], client=client)
     with pytest.raises(ValueError, match="'batch_size' parameter of score_images"):
         score_images(detector, [], client=client, batch_size=0)
     with pytest.raises(ValueError, match="'client' parameter of score_images"):
         score_images(detector, [], client="tcp://here:8786")
-    with pytest.raises(ValueError, match="a folder of this machine"):
+    with pytest.raises(ValueError, match="expected a folder on this machine"):
         score_images(detector, [], client=client, output="s3://bucket/results")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be a folder"):
+    with pytest.raises(StorageError, match="cannot be created"):
         score_images(detector, [], client=client, output=tmp_path / "file")
     with pytest.raises(InvalidImageError, match=r"uris\[1\] is ndarray"):
         list(score_images(detector, ["1.png", np.zeros(3)], client=client))
 
 
-def test_without_a_client_the_error_says_how_to_make_one(detector):
+def test_without_a_client_the_error_shows_how_to_create_one(detector):
     with pytest.raises(ValueError, match=r"client = distributed.Client\(n_workers=4"):
         score_images(detector, [])
 
 
-def test_without_dask_the_error_says_what_to_install():
+def test_without_dask_the_error_names_the_extra():
     code = "import sys; sys.modules['distributed'] = None; import skpbas; skpbas.distributed"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode != 0
@@ -413,20 +413,20 @@ def mean_score(estimator, X, y=None):
     return float(estimator.score_samples(X).mean())
 
 
-def test_a_search_gives_the_same_on_the_cluster_as_at_home(client, good_images):
+def test_a_search_gives_the_same_scores_on_the_cluster_as_locally(client, good_images):
     detector = small_detector(max_epochs=1, contamination=0.1).set_params(backbone="embedded")
     search = GridSearchCV(detector, {"alpha": [0.5, 1.0]}, scoring=mean_score, cv=2, refit=False)
-    at_home = search.fit(good_images).cv_results_["mean_test_score"]
+    local = search.fit(good_images).cv_results_["mean_test_score"]
     with joblib.parallel_config(backend="dask"):
         on_cluster = search.fit(good_images).cv_results_["mean_test_score"]
-    np.testing.assert_allclose(on_cluster, at_home, rtol=1e-5)
+    np.testing.assert_allclose(on_cluster, local, rtol=1e-5)
 
 
 # Workers that die -----------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_costs_no_image_and_its_successor_gets_the_detector_once(client, tmp_path):
-    slow = Darkness(tmp_path / "log", seconds=0.02).fit(None)
+def test_a_killed_worker_loses_no_image_and_its_replacement_loads_the_detector_once(client, tmp_path):
+    slow = FileNumber(tmp_path / "log", seconds=0.02).fit(None)
     before = set(client.run(os.getpid).values())
     results = []
     for result in score_images(slow, (f"{i}.png" for i in range(400)), client=client, batch_size=4):
@@ -435,7 +435,7 @@ def test_a_killed_worker_costs_no_image_and_its_successor_gets_the_detector_once
             os.kill(min(before), signal.SIGKILL)
     assert sorted(result.index for result in results) == list(range(400))
     assert all(result.score == result.index and result.error is None for result in results)
-    opened = Counter(pid for pid, word in noted(slow) if word == "opened")
+    opened = Counter(pid for pid, word in logged(slow) if word == "opened")
     client.wait_for_workers(2, timeout=60)
     after = set(client.run(os.getpid).values())
     assert len(before - after) == 1
@@ -443,35 +443,35 @@ def test_a_killed_worker_costs_no_image_and_its_successor_gets_the_detector_once
     assert set(opened.values()) == {1}
 
 
-def test_an_image_over_which_workers_die_is_reported_and_its_neighbours_are_scored(cluster, client, detector):
+def test_an_image_that_kills_workers_is_reported_and_its_neighbors_are_scored(cluster, client, detector):
     names = [f"{i}.png" for i in range(12)]
     names[4] = "poison.png"
-    patience, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
+    allowed, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
     try:
         results = sorted(score_images(detector, names, client=client, batch_size=3))
     finally:
-        cluster.scheduler.allowed_failures = patience
+        cluster.scheduler.allowed_failures = allowed
     assert [result.index for result in results if result.error] == [4]
-    assert "poison.png: each of 1 workers died" in results[4].error
+    assert "poison.png: all 1 workers that scored it alone died" in results[4].error
     assert [result.score for result in results if not result.error] == [i for i in range(12) if i != 4]
 
 
-def test_workers_that_always_die_end_the_run_with_the_way_out(cluster, client, detector, monkeypatch):
+def test_workers_that_always_die_end_the_run_with_advice(cluster, client, detector, monkeypatch):
     monkeypatch.setattr("skpbas.distributed._cluster._LOSSES_IN_A_ROW", 2)
-    patience, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
+    allowed, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
     try:
-        with pytest.raises(ClusterError, match=r"died over 2 batches in a row.*more memory"):
+        with pytest.raises(ClusterError, match=r"died on 2 batches in a row.*more memory"):
             list(score_images(detector, ["poison.png"], client=client))
     finally:
-        cluster.scheduler.allowed_failures = patience
+        cluster.scheduler.allowed_failures = allowed
 
 
-def test_a_cluster_that_is_closed_in_the_middle_is_an_error_and_no_endless_wait(tmp_path):
-    slow = Darkness(tmp_path / "log", seconds=0.01).fit(None)
+def test_a_cluster_that_is_lost_raises_an_error_instead_of_waiting_forever(tmp_path):
+    slow = FileNumber(tmp_path / "log", seconds=0.01).fit(None)
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0")
     with cluster, Client(cluster) as client:
         stream = score_images(slow, (f"{i}.png" for i in range(1000)), client=client, batch_size=2)
         next(stream)
         client.restart(wait_for_workers=False)
-        with pytest.raises(ClusterError, match="gave a batch up"):
+        with pytest.raises(ClusterError, match="lost a batch"):
             list(stream)

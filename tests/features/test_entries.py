@@ -171,7 +171,7 @@ def test_a_file_in_the_place_of_the_folder_is_named_before_any_work(place, good_
     for memory in (tmp_path / place, joblib.Memory(None)):
         if isinstance(memory, joblib.Memory):
             memory.location = str(tmp_path / place)
-        with pytest.raises(StorageError, match=rf"memory='.*{place}' cannot be a folder: .*folder is a file; give"):
+        with pytest.raises(StorageError, match=rf"memory='.*{place}' cannot be a folder: .*folder is a file; use"):
             small_detector(memory=memory).fit(good_images)
     assert backbone_calls == []
 
@@ -289,5 +289,5 @@ def test_trimming_beside_fits_changes_none_of_them(good_images, tmp_path):
 def test_what_cannot_be_trimmed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_bytes=-1"):
         trim_memory(tmp_path, -1)
-    with pytest.raises(NotADirectoryError, match="give what was given as memory"):
+    with pytest.raises(NotADirectoryError, match="use the value of memory"):
         trim_memory(tmp_path / "none", 0)

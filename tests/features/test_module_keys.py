@@ -147,7 +147,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("said", UNKNOWN)
 def test_what_cannot_be_named_is_refused_with_the_way_out(said):
     module = UNKNOWN[said]()
-    with pytest.raises(ValueError, match=rf"{said}.*memory_key, a str that you change.*memory=None"):
+    with pytest.raises(ValueError, match=rf"{said}.*memory_key of the backbone, a str that you change.*memory=None"):
         code_key(module)
     module.memory_key = "net 1"
     first = code_key(module)

@@ -1,4 +1,4 @@
-"""Where features are kept: in memory, on disk, and across fits."""
+"""Storage of features: in memory, on disk, and across fits."""
 
 import copy
 import os
@@ -31,7 +31,7 @@ def random_maps(n, seed=0):
 
 @pytest.fixture
 def backbone_calls(monkeypatch):
-    """Count images that went through a backbone."""
+    """Count the images processed by a backbone."""
     calls = []
     maps = FeatureExtractor.feature_maps
 
@@ -45,7 +45,7 @@ def backbone_calls(monkeypatch):
 
 @pytest.mark.parametrize("budget", [0, 2**30], ids=["on disk", "in memory"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_store_gives_back_what_was_put(dtype, budget):
+def test_a_store_returns_what_was_put(dtype, budget):
     maps = random_maps(7)
     store = FeatureStore(7, SHAPES, dtype, budget=budget)
     assert store.mapped == (budget == 0)
@@ -58,7 +58,7 @@ def test_a_store_gives_back_what_was_put(dtype, budget):
 
 
 @pytest.mark.parametrize("budget", [0, 2**30], ids=["on disk", "in memory"])
-def test_values_beyond_half_precision_are_kept_in_single(budget):
+def test_values_out_of_range_of_float16_are_stored_in_float32(budget):
     maps = random_maps(4)
     maps[0][2, 0, 0, 0] = 1e5
     store = FeatureStore(4, SHAPES, torch.float16, budget=budget)
@@ -88,22 +88,22 @@ def test_a_store_on_disk_leaves_no_file_behind_even_when_killed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_too_small_is_named_with_the_way_out(monkeypatch):
+def test_too_little_disk_space_raises_an_error_with_advice(monkeypatch):
     monkeypatch.setattr(skpbas._features.store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(StorageError, match=r"need 1\.0 GB on disk, and .* has 0\.0 GB free: .* TMPDIR"):
+    with pytest.raises(StorageError, match=r"need 1\.0 GB on disk, but .* has only 0\.0 GB free: .* TMPDIR"):
         FeatureStore(1000, [(256, 32, 32)], torch.float32, budget=0)
 
 
-def test_a_disk_that_fills_up_while_room_is_taken_is_named_too(monkeypatch):
+def test_a_disk_that_fills_up_during_allocation_raises_an_error(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(skpbas._features.store.os, "posix_fallocate", full, raising=False)
-    with pytest.raises(StorageError, match=rf"no room for .* in {tempfile.gettempdir()} .*No space left"):
+    with pytest.raises(StorageError, match=rf"cannot store .* in {tempfile.gettempdir()} .*No space left"):
         FeatureStore(4, SHAPES, torch.float32, budget=0)
 
 
-def test_a_detector_is_the_same_from_features_in_memory_and_on_disk(good_images, monkeypatch):
+def test_features_in_memory_and_on_disk_give_the_same_detector(good_images, monkeypatch):
     in_memory = small_detector().fit(good_images).score_samples(good_images)
     monkeypatch.setattr(skpbas._features.store, "MEMORY_BUDGET", 0)
     on_disk = small_detector().fit(good_images).score_samples(good_images)
@@ -111,9 +111,7 @@ def test_a_detector_is_the_same_from_features_in_memory_and_on_disk(good_images,
 
 
 @pytest.mark.parametrize("kind", ["arrays", "paths", "PIL images"])
-def test_with_memory_a_second_fit_and_predictions_run_the_backbone_on_new_images_only(
-    kind, good_images, tmp_path, backbone_calls
-):
+def test_with_memory_the_backbone_runs_on_new_images_only(kind, good_images, tmp_path, backbone_calls):
     X = good_images
     if kind == "paths":
         X = [tmp_path / f"{i}.png" for i in range(len(good_images))]
@@ -123,7 +121,7 @@ def test_with_memory_a_second_fit_and_predictions_run_the_backbone_on_new_images
         X = [Image.fromarray(image) for image in good_images]
     n = len(X)
     small_detector(memory=tmp_path / "cache").fit(X)
-    assert sum(backbone_calls) == n + 1  # an extractor measures its levels on one blank image
+    assert sum(backbone_calls) == n + 1  # an extractor runs one blank image to get its level shapes
     detector = small_detector(memory=tmp_path / "cache", alpha=0.5, patch_size=5, feature_dim=48).fit(X)
     assert sum(backbone_calls) == n + 2
     detector.score_samples(X)
@@ -133,7 +131,7 @@ def test_with_memory_a_second_fit_and_predictions_run_the_backbone_on_new_images
     assert sum(backbone_calls) == n + 5
 
 
-def test_memory_moves_scores_by_no_more_than_half_precision(fitted, good_images, tmp_path):
+def test_memory_changes_scores_by_no_more_than_half_precision(fitted, good_images, tmp_path):
     detector = copy.deepcopy(fitted).set_params(memory=tmp_path)
     np.testing.assert_allclose(detector.score_samples(good_images), fitted.score_samples(good_images), atol=0.02)
 
@@ -145,39 +143,39 @@ def test_memory_may_be_a_joblib_memory(good_images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_size": 32}, {"layers": ("layer1", "layer2")}, {"random_state": 1}, {"precision": "float32"}]
+    "params", [{"image_size": 32}, {"layers": ("layer1", "layer2")}, {"random_state": 1}, {"precision": "float32"}]
 )
-def test_what_another_network_or_size_kept_is_not_used(change, good_images, tmp_path, backbone_calls):
+def test_entries_of_another_network_or_size_are_not_used(params, good_images, tmp_path, backbone_calls):
     small_detector(memory=tmp_path).fit(good_images)
     backbone_calls.clear()
-    small_detector(memory=tmp_path, **change).fit(good_images)
+    small_detector(memory=tmp_path, **params).fit(good_images)
     assert sum(backbone_calls) == len(good_images) + 1
 
 
-def test_processes_that_fit_at_the_same_time_share_the_memory(good_images, tmp_path):
+def test_concurrent_processes_share_the_memory(good_images, tmp_path):
     fits = [joblib.delayed(small_detector(memory=tmp_path).fit)(good_images) for _ in range(4)]
     detectors = joblib.Parallel(n_jobs=2)(fits)
     assert len({detector.offset_ for detector in detectors}) == 1
 
 
-def test_crop_still_warns_of_images_whose_maps_were_kept(tmp_path):
+def test_crop_also_warns_about_images_whose_feature_maps_are_cached(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (4, 64, 128, 3), dtype=np.uint8)
     for _ in range(2):
-        with pytest.warns(UserWarning, match="up to 50% unseen of 4 of 4"):
+        with pytest.warns(UserWarning, match="up to 50% of the area of 4 of 4 images"):
             small_detector(resize="crop", max_epochs=1, memory=tmp_path).fit(wide)
 
 
-def test_a_turned_image_is_another_image_than_the_same_pixels_unturned(good_images, tmp_path, backbone_calls):
+def test_a_rotated_image_is_not_confused_with_the_same_pixels_unrotated(good_images, tmp_path, backbone_calls):
     detector = small_detector(memory=tmp_path).fit(good_images)
-    plain, turned = Image.fromarray(good_images[0]), Image.fromarray(good_images[0])
-    turned.getexif()[0x0112] = 6  # to be shown turned by a quarter
+    plain, rotated = Image.fromarray(good_images[0]), Image.fromarray(good_images[0])
+    rotated.getexif()[0x0112] = 6  # rotated by 90 degrees when displayed
     backbone_calls.clear()
-    apart = [detector.score_samples([image])[0] for image in (plain, turned)]
+    scores = [detector.score_samples([image])[0] for image in (plain, rotated)]
     assert sum(backbone_calls) == 2
-    assert apart[0] != apart[1]
+    assert scores[0] != scores[1]
 
 
-def test_a_file_that_goes_missing_is_named_with_memory_too(fitted, good_images, tmp_path):
+def test_a_file_that_disappears_is_named_with_memory_too(fitted, good_images, tmp_path):
     detector = copy.deepcopy(fitted).set_params(memory=tmp_path / "cache")
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path in paths:
@@ -188,9 +186,7 @@ def test_a_file_that_goes_missing_is_named_with_memory_too(fitted, good_images, 
         list(scores)
 
 
-def test_with_memory_exemplars_are_selected_once_for_every_alpha_and_anew_for_other_images(
-    good_images, tmp_path, monkeypatch
-):
+def test_with_memory_exemplars_are_selected_again_only_for_other_features(good_images, tmp_path, monkeypatch):
     calls = []
     select = Coreset.of.__func__
     monkeypatch.setattr(Coreset, "of", classmethod(lambda cls, *args: calls.append(1) or select(cls, *args)))
@@ -203,7 +199,7 @@ def test_with_memory_exemplars_are_selected_once_for_every_alpha_and_anew_for_ot
     assert len(calls) == 4
 
 
-def test_kept_exemplars_give_the_scores_of_selected_ones(good_images, tmp_path):
+def test_cached_exemplars_give_the_same_scores(good_images, tmp_path):
     first, second = (small_detector(memory=tmp_path, alpha=0.5).fit(good_images) for _ in range(2))
     np.testing.assert_array_equal(first.score_samples(good_images), second.score_samples(good_images))
     assert first.offset_ == second.offset_

@@ -1,4 +1,4 @@
-"""Splitters: what is trained on is good, every test fold has both kinds, and groups stay together."""
+"""Splitters: training sets are normal, every test fold has both classes, and groups stay together."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from skpbas.errors import InvalidTargetError
 from skpbas.model_selection import GroupNormalKFold, NormalKFold, NormalShuffleSplit
 
 
-def labels_of(n_good, n_anomalous, seed=0):
-    return np.random.default_rng(seed).permutation([1] * n_good + [-1] * n_anomalous)
+def labels_of(n_normal, n_anomalous, seed=0):
+    return np.random.default_rng(seed).permutation([1] * n_normal + [-1] * n_anomalous)
 
 
 def splits(splitter, y, groups=None):
@@ -21,7 +21,7 @@ def splits(splitter, y, groups=None):
 
 
 def check_parts(y, train, test):
-    """Training rows are good, test rows are of both kinds, and no row is on both sides."""
+    """Training rows are normal, test rows have both classes, and no row is in both sets."""
     assert (y[train] == 1).all()
     assert len(train) >= 2
     assert set(y[test]) == {1, -1}
@@ -31,7 +31,7 @@ def check_parts(y, train, test):
 
 
 @given(st.data())
-def test_every_row_is_tested_once_and_training_rows_are_all_other_good_ones(data):
+def test_every_row_is_tested_once_and_all_other_normal_rows_are_trained_on(data):
     k = data.draw(st.integers(2, 6))
     y = labels_of(data.draw(st.integers(k + 2, 30)), data.draw(st.integers(k, 30)), data.draw(st.integers(0, 99)))
     shuffle = data.draw(st.booleans())
@@ -45,15 +45,15 @@ def test_every_row_is_tested_once_and_training_rows_are_all_other_good_ones(data
     assert (np.ptp(sizes, axis=1) <= 1).all()
 
 
-def test_good_rows_are_cut_as_kfold_cuts_them():
+def test_normal_rows_are_split_as_by_kfold():
     y = labels_of(11, 5)
-    good = np.flatnonzero(y == 1)
-    for (train, test), (kept, left_out) in zip(splits(NormalKFold(3), y), KFold(3).split(good), strict=True):
-        np.testing.assert_array_equal(train, good[kept])
-        np.testing.assert_array_equal(test[y[test] == 1], good[left_out])
+    normal = np.flatnonzero(y == 1)
+    for (train, test), (kept, left_out) in zip(splits(NormalKFold(3), y), KFold(3).split(normal), strict=True):
+        np.testing.assert_array_equal(train, normal[kept])
+        np.testing.assert_array_equal(test[y[test] == 1], normal[left_out])
 
 
-def test_a_list_sorted_by_kind_of_defect_gives_every_fold_each_kind():
+def test_a_list_sorted_by_defect_type_gives_every_fold_each_type():
     y = np.array([1] * 9 + [-1] * 9)
     kind = np.array([""] * 9 + ["crack"] * 3 + ["stain"] * 3 + ["dent"] * 3)
     for _, test in splits(NormalKFold(3), y):
@@ -61,7 +61,7 @@ def test_a_list_sorted_by_kind_of_defect_gives_every_fold_each_kind():
 
 
 @pytest.mark.parametrize("splitter", [NormalKFold(3), NormalShuffleSplit(3, random_state=0)])
-def test_masks_split_as_the_labels_that_they_amount_to(splitter, tmp_path):
+def test_masks_split_like_the_equivalent_labels(splitter, tmp_path):
     y = labels_of(9, 6)
     masks = np.zeros((15, 8, 8), np.uint8)
     masks[y == -1, 2:4, 2:4] = 255
@@ -78,7 +78,7 @@ def test_masks_split_as_the_labels_that_they_amount_to(splitter, tmp_path):
 @pytest.mark.parametrize(
     "splitter", [NormalKFold(3, shuffle=True, random_state=7), NormalShuffleSplit(4, random_state=7)]
 )
-def test_a_seed_gives_the_same_rows_at_every_call_and_none_leaves_the_global_stream_alone(splitter):
+def test_a_seed_gives_the_same_splits_and_none_does_not_change_the_global_random_state(splitter):
     y = labels_of(20, 9)
 
     def rows(splitter):
@@ -110,25 +110,29 @@ def test_a_shuffle_split_tests_on_all_anomalous_rows(sizes, n_train, n_test):
 
 @st.composite
 def grouped(draw):
-    """Rows of groups that good and anomalous rows fall to, in numbers that some k folds can hold."""
-    rows = st.tuples(st.sampled_from([0, 2, 3, 5]), st.integers(0, 5)).filter(any)  # 2: enough to train on without it
+    """Normal and anomalous rows in groups, and a number of folds that may or may not be possible."""
+    rows = st.tuples(st.sampled_from([0, 2, 3, 5]), st.integers(0, 5)).filter(any)  # 2: trainable without the group
     sizes = draw(st.lists(rows, min_size=3, max_size=14))
-    good, bad = np.array(sizes).T
-    both, only_good, only_bad = ((good > 0) & (bad > 0)).sum(), (bad == 0).sum(), (good == 0).sum()
-    most = int(both + min(only_good, only_bad))
-    k = draw(st.integers(2, max(2, min(5, most))))
+    normal, anomalies = np.array(sizes).T
+    both, only_normal, only_anomalies = (
+        ((normal > 0) & (anomalies > 0)).sum(),
+        (anomalies == 0).sum(),
+        (normal == 0).sum(),
+    )
+    max_k = int(both + min(only_normal, only_anomalies))
+    k = draw(st.integers(2, max(2, min(5, max_k))))
     labels = np.concatenate([[1] * g + [-1] * b for g, b in sizes]).astype(int)
-    groups = np.repeat(np.arange(len(sizes)), good + bad)
+    groups = np.repeat(np.arange(len(sizes)), normal + anomalies)
     order = np.random.default_rng(draw(st.integers(0, 99))).permutation(len(labels))
-    return k, labels[order], groups[order], k <= most
+    return k, labels[order], groups[order], k <= max_k
 
 
 @given(grouped(), st.booleans())
-def test_groups_never_straddle_wherever_both_kinds_can_go_into_every_fold(case, shuffle):
+def test_groups_stay_together_and_every_fold_has_both_classes_if_possible(case, shuffle):
     k, y, groups, possible = case
     splitter = GroupNormalKFold(k, shuffle=shuffle, random_state=1 if shuffle else None)
     if not possible:
-        with pytest.raises(InvalidTargetError, match="cannot put good and anomalous images into every fold"):
+        with pytest.raises(InvalidTargetError, match="cannot put normal and anomalous images into every fold"):
             splits(splitter, y, groups)
         return
     folds = splits(splitter, y, groups)
@@ -139,14 +143,14 @@ def test_groups_never_straddle_wherever_both_kinds_can_go_into_every_fold(case, 
         assert sorted(train) == [i for i in np.flatnonzero(y == 1) if groups[i] not in set(groups[test])]
 
 
-def test_groups_of_one_row_fill_folds_as_evenly_as_kfold():
+def test_groups_of_one_row_are_balanced_as_by_kfold():
     y = labels_of(17, 10)
     folds = splits(GroupNormalKFold(5), y, np.arange(27))
     assert sorted(np.sum(y[test] == 1) for _, test in folds) == [3, 3, 3, 4, 4]
     assert [np.sum(y[test] == -1) for _, test in folds] == [2] * 5
 
 
-def test_group_names_may_be_words_and_shuffling_moves_groups():
+def test_groups_may_be_strings_and_can_be_shuffled():
     y = np.array([1, -1] * 12)
     parts = np.repeat([f"part {i}" for i in range(12)], 2)
     tests = {tuple(splits(GroupNormalKFold(3, shuffle=True, random_state=s), y, parts)[0][1]) for s in range(5)}
@@ -159,31 +163,36 @@ def test_group_names_may_be_words_and_shuffling_moves_groups():
     ("splitter", "y", "groups", "message"),
     [
         (NormalKFold(3), None, None, "NormalKFold needs y: labels .*synthetic_validation"),
-        (NormalKFold(3), [0, 0, 1, 1], None, r"y holds 0, 1; expected \+1 .*np\.where\(y == 1, -1, 1\)"),
-        (NormalKFold(3), [True, False, True], None, "y holds False, True; expected"),
-        (NormalKFold(3), [1, 1, 2], None, "y holds 1, 2; expected"),
+        (NormalKFold(3), [0, 0, 1, 1], None, r"y contains 0, 1; expected \+1 .*np\.where\(y == 1, -1, 1\)"),
+        (NormalKFold(3), [True, False, True], None, "y contains False, True; expected"),
+        (NormalKFold(3), [1, 1, 2], None, "y contains 1, 2; expected"),
         (
             NormalKFold(3),
             [1] * 9 + [-1] * 2,
             None,
-            "needs 3 normal and 3 anomalous .* 9 normal and 2 anomalous.*Shuffle",
+            "needs at least 3 normal and 3 anomalous .* 9 normal and 2 anomalous.*Shuffle",
         ),
-        (NormalKFold(2), [1, 1, 1, -1, -1], None, "leaves 1 normal images to train on.*y has 3 normal and 2 anomalous"),
-        (NormalKFold(2), [1, 1, 1, -1, -1], [0] * 5, "NormalKFold does not read groups: GroupNormalKFold"),
-        (NormalShuffleSplit(), [1, 1, 1, -1], [0] * 4, "NormalShuffleSplit does not read groups"),
+        (
+            NormalKFold(2),
+            [1, 1, 1, -1, -1],
+            None,
+            "leaves 1 normal images.*y has 3 normal and 2 anomalous",
+        ),
+        (NormalKFold(2), [1, 1, 1, -1, -1], [0] * 5, "NormalKFold does not support groups; use GroupNormalKFold"),
+        (NormalShuffleSplit(), [1, 1, 1, -1], [0] * 4, "NormalShuffleSplit does not support groups"),
         (NormalShuffleSplit(), [1, 1, 1, 1], None, "y has 4 normal and 0 anomalous"),
         (NormalShuffleSplit(), [1, 1, -1, -1], None, "y has 2 normal and 2 anomalous"),
         (GroupNormalKFold(2), [1, 1, -1, -1], None, "GroupNormalKFold needs groups=.*NormalKFold"),
         (GroupNormalKFold(2), [1, 1, -1, -1], [0, 1], r"groups has shape \(2,\); expected \(4,\)"),
-        (GroupNormalKFold(2), [1, 1, 1, -1], [0, 1, 2, 3], "0 groups have both, 3 only good and 1 only anomalous"),
+        (GroupNormalKFold(2), [1, 1, 1, -1], [0, 1, 2, 3], "0 groups have both, 3 only normal and 1 only anomalous"),
     ],
 )
-def test_what_cannot_be_split_is_refused_with_its_numbers(splitter, y, groups, message):
+def test_impossible_splits_are_rejected_with_the_numbers(splitter, y, groups, message):
     with pytest.raises(InvalidTargetError, match=message):
         list(splitter.split(np.zeros(3 if y is None else len(y)), y, groups))
 
 
-def test_y_of_another_length_is_refused():
+def test_y_of_the_wrong_length_is_rejected():
     with pytest.raises(InvalidTargetError, match="y has 4 entries for 5 images"):
         next(NormalKFold(2).split(np.zeros(5), [1, 1, -1, -1]))
 
@@ -191,18 +200,18 @@ def test_y_of_another_length_is_refused():
 @pytest.mark.parametrize(
     "splitter", [NormalKFold(1), NormalKFold(2, random_state=0), NormalShuffleSplit(test_size=2.5), GroupNormalKFold(1)]
 )
-def test_parameters_out_of_range_are_refused_as_by_sklearn(splitter):
+def test_invalid_parameters_are_rejected_as_by_sklearn(splitter):
     with pytest.raises(ValueError, match=r"n_splits|random_state|test_size"):
         splits(splitter, labels_of(9, 5), np.arange(14) if isinstance(splitter, GroupNormalKFold) else None)
 
 
-def test_splitters_show_their_parameters():
+def test_the_repr_of_a_splitter_has_its_parameters():
     assert repr(NormalKFold(3, shuffle=True, random_state=0)) == "NormalKFold(n_splits=3, random_state=0, shuffle=True)"
     assert repr(GroupNormalKFold(4)) == "GroupNormalKFold(n_splits=4, random_state=None, shuffle=False)"
     assert "NormalShuffleSplit(n_splits=10" in repr(NormalShuffleSplit())
 
 
-def test_only_the_group_splitter_asks_for_groups():
+def test_only_the_group_splitter_requests_groups():
     with sklearn.config_context(enable_metadata_routing=True):
         assert GroupNormalKFold().get_metadata_routing().split.requests == {"groups": True}
         assert GroupNormalKFold().set_split_request(groups="part").get_metadata_routing().split.requests == {

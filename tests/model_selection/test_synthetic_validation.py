@@ -1,4 +1,4 @@
-"""Generated defects for validation: exact masks, visible marks, the images' own kind, and nothing half-written."""
+"""Synthetic defects for validation: exact masks, visible changes, unchanged formats, and no partial files."""
 
 import errno
 
@@ -13,13 +13,13 @@ from skpbas.errors import ImageNotFoundError, InvalidImageError, StorageError
 from skpbas.model_selection import GroupNormalKFold, synthetic_validation
 
 
-def grey(n=4, shape=(48, 64), dtype=np.uint8, seed=0):
+def gray(n=4, shape=(48, 64), dtype=np.uint8, seed=0):
     values = np.random.default_rng(seed).random((n, *shape)) * 0.2 + 0.4
     return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
 
 
 def check_defect(clean, defective, mask):
-    """Outside the mask nothing differs; inside most does, by more than a trace of the image's own contrast."""
+    """Outside the mask nothing differs; inside, most pixels do by a visible fraction of the contrast of the image."""
     assert defective.shape == clean.shape
     assert defective.dtype == clean.dtype
     assert mask.shape == clean.shape[:2]
@@ -32,14 +32,14 @@ def check_defect(clean, defective, mask):
     assert mask.sum() >= 4
 
 
-KINDS_OF_IMAGES = {
-    "colour": textured_images(4),
-    "grey": grey(),
-    "grey with an axis": grey()[..., None],
-    "16-bit": grey(dtype=np.uint16),
-    "12 bits of 16": grey(dtype=np.uint16) // 16,
-    "float32": grey(dtype=np.float32),
-    "float64": grey(dtype=np.float64),
+IMAGES = {
+    "color": textured_images(4),
+    "gray": gray(),
+    "gray with an axis": gray()[..., None],
+    "16-bit": gray(dtype=np.uint16),
+    "12 bits of 16": gray(dtype=np.uint16) // 16,
+    "float32": gray(dtype=np.float32),
+    "float64": gray(dtype=np.float64),
     "opaque": np.concatenate([textured_images(4), np.full((4, 64, 64, 1), 255, np.uint8)], axis=3),
     "plain": np.full((4, 48, 64), 200, np.uint8),
     "black": np.zeros((4, 48, 64), np.uint16),
@@ -48,10 +48,10 @@ KINDS_OF_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS_OF_IMAGES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("kind", ["cut_paste", "scratch"])
-def test_a_pixel_outside_the_mask_is_the_images_own_and_most_inside_differ(name, kind):
-    images = KINDS_OF_IMAGES[name]
+def test_pixels_outside_the_mask_are_unchanged_and_most_inside_differ(name, kind):
+    images = IMAGES[name]
     X, y = synthetic_validation(images, n_anomalous=12, kinds=(kind,), random_state=0)
     assert len(X) == len(y) == 16
     assert y[:4] == [None] * 4
@@ -63,13 +63,13 @@ def test_a_pixel_outside_the_mask_is_the_images_own_and_most_inside_differ(name,
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(0, 2**31 - 1), st.sampled_from(["cut_paste", "scratch"]))
-def test_images_of_any_size_take_a_defect(height, width, seed, kind):
-    image = grey(1, (height, width), seed=seed)
+def test_images_of_any_size_get_a_defect(height, width, seed, kind):
+    image = gray(1, (height, width), seed=seed)
     X, y = synthetic_validation(image, kinds=(kind,), random_state=seed)
     check_defect(image[0], X[1], y[1])
 
 
-def test_the_images_come_first_as_given_and_are_not_changed():
+def test_the_original_images_come_first_and_are_not_changed():
     images = textured_images(3)
     before = images.copy()
     X, _ = synthetic_validation(images, random_state=0)
@@ -79,7 +79,7 @@ def test_the_images_come_first_as_given_and_are_not_changed():
     assert synthetic_validation(paths_or_images, random_state=0)[0][:3] == paths_or_images
 
 
-def test_a_seed_gives_the_same_defects_and_an_image_keeps_its_own_whatever_their_number():
+def test_a_seed_gives_the_same_defects_for_any_number_of_copies():
     images = textured_images(5)
     first, again = (synthetic_validation(images, random_state=3) for _ in range(2))
     for i in range(10):
@@ -96,7 +96,7 @@ def test_a_seed_gives_the_same_defects_and_an_image_keeps_its_own_whatever_their
 
 
 @pytest.mark.parametrize("n_anomalous", [1, 3, 6, 7, 15])
-def test_groups_name_the_image_under_each_defect_and_images_take_turns(n_anomalous):
+def test_groups_are_the_source_images_which_are_used_in_turn(n_anomalous):
     images = textured_images(6)
     X, y, groups = synthetic_validation(images, n_anomalous=n_anomalous, random_state=0, return_groups=True)
     assert groups.tolist()[:6] == list(range(6))
@@ -107,7 +107,7 @@ def test_groups_name_the_image_under_each_defect_and_images_take_turns(n_anomalo
         check_defect(images[group], x, mask)
 
 
-def test_no_image_of_training_is_the_ground_of_a_defect_in_the_test_fold():
+def test_no_training_image_is_the_source_of_a_defect_in_the_test_fold():
     X, y, groups = synthetic_validation(textured_images(9), n_anomalous=7, random_state=0, return_groups=True)
     for train, test in GroupNormalKFold(3).split(X, y, groups):
         assert set(groups[train]).isdisjoint(groups[test])
@@ -119,13 +119,13 @@ def test_an_image_gets_defects_of_different_kinds():
     plain = np.full((2, 96, 96), 120, np.uint8)
     _, y = synthetic_validation(plain, n_anomalous=4, size=(0.3, 0.3), random_state=0)
     areas = np.array([mask.sum() for mask in y[2:]]).reshape(2, 2)
-    scratch_like = areas < 0.25 * 29**2  # the thinnest patch covers 0.3 of its square
+    scratch_like = areas < 0.25 * 29**2  # the thinnest rectangle covers 0.3 of its square
     assert scratch_like.sum() == 2
     assert (scratch_like.sum(axis=0) == 1).all()
 
 
 @pytest.mark.parametrize("kind", ["cut_paste", "scratch"])
-def test_defects_are_as_large_as_asked_for(kind):
+def test_defects_have_the_requested_size(kind):
     plain = np.full((20, 100, 140), 120, np.uint8)
     _, y = synthetic_validation(plain, kinds=(kind,), size=(0.2, 0.4), random_state=0)
     extents = []
@@ -138,11 +138,11 @@ def test_defects_are_as_large_as_asked_for(kind):
     assert max(extents) < 1.5 * 0.4 * 100
 
 
-def test_files_of_mixed_sizes_and_modes_take_defects_in_memory_and_in_a_folder(tmp_path):
+def test_files_of_mixed_sizes_and_modes_get_defects_in_memory_and_in_a_folder(tmp_path):
     sources = {
         "a.png": Image.fromarray(textured_images(1)[0]),
-        "b.jpg": Image.fromarray(grey(1, (50, 40))[0]),
-        "c.png": Image.fromarray(grey(1, (33, 70), np.uint16)[0]),
+        "b.jpg": Image.fromarray(gray(1, (50, 40))[0]),
+        "c.png": Image.fromarray(gray(1, (33, 70), np.uint16)[0]),
         "d.png": Image.fromarray(textured_images(1)[0]).quantize(8),
     }
     paths = [tmp_path / name for name in sources]
@@ -166,7 +166,7 @@ def test_files_of_mixed_sizes_and_modes_take_defects_in_memory_and_in_a_folder(t
     assert {path: path.stat().st_size for path in (tmp_path / "new" / "copies").iterdir()} == before
 
 
-def test_a_full_disk_leaves_no_copy_behind_and_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_copies_and_keeps_existing_files(tmp_path, monkeypatch):
     images = textured_images(4)
     kept = synthetic_validation(images[:1], folder=tmp_path, random_state=0)[0][1]
     save, saved = Image.Image.save, []
@@ -184,20 +184,20 @@ def test_a_full_disk_leaves_no_copy_behind_and_keeps_what_was_there(tmp_path, mo
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_a_folder_that_is_a_file_is_named(tmp_path):
+def test_the_error_names_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"folder=.*file.* cannot be made"):
+    with pytest.raises(StorageError, match=r"folder=.*file.* cannot be created"):
         synthetic_validation(textured_images(2), folder=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (grey(2, dtype=np.float32), r"X\[0\]: PNG holds no floats; with folder=None"),
-        (grey(2, (40, 40, 3), np.uint16), r"X\[0\]: PNG holds no 16-bit colours"),
+        (gray(2, dtype=np.float32), r"X\[0\]: PNG does not support floats; with folder=None"),
+        (gray(2, (40, 40, 3), np.uint16), r"X\[0\]: PNG does not support 16-bit color"),
     ],
 )
-def test_what_png_does_not_hold_is_refused_with_the_way_out(images, message, tmp_path):
+def test_formats_that_png_does_not_support_are_rejected_with_advice(images, message, tmp_path):
     with pytest.raises(InvalidImageError, match=message):
         synthetic_validation(images, folder=tmp_path / "copies")
     assert list((tmp_path / "copies").iterdir()) == []
@@ -206,17 +206,17 @@ def test_what_png_does_not_hold_is_refused_with_the_way_out(images, message, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_anomalous": 0}, "n_anomalous=0: give a whole number, 1 or more"),
+        ({"n_anomalous": 0}, "n_anomalous=0: expected a positive integer"),
         ({"n_anomalous": 2.5}, r"n_anomalous=2\.5"),
-        ({"kinds": "scratch"}, "kinds='scratch': give a sequence"),
+        ({"kinds": "scratch"}, "kinds='scratch': expected a sequence"),
         ({"kinds": ("stain",)}, r"kinds=\('stain',\): .*'cut_paste', 'scratch'"),
         ({"kinds": ()}, "kinds="),
-        ({"size": (0, 0.1)}, r"size=\(0, 0\.1\): give the smallest and the largest extent"),
+        ({"size": (0, 0.1)}, r"size=\(0, 0\.1\): expected the smallest and the largest extent"),
         ({"size": (0.2, 0.1)}, "size="),
         ({"size": (0.2, 1.1)}, "size="),
     ],
 )
-def test_parameters_out_of_range_are_refused(arguments, message):
+def test_invalid_parameters_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         synthetic_validation(textured_images(2), **arguments)
 
@@ -226,10 +226,10 @@ def test_parameters_out_of_range_are_refused(arguments, message):
     [
         (["no/such.png"], ImageNotFoundError, r"X\[0\]: no such file: 'no/such\.png'"),
         (np.zeros((2, 7, 30), np.uint8), InvalidImageError, r"X\[0\] is 7 x 30 pixels, too small for a defect"),
-        (np.zeros((2, 30, 30), np.int64), InvalidImageError, r"X\[0\]: pixels are int64"),
-        ([np.zeros((30, 30, 2), np.uint8)], InvalidImageError, r"X\[0\]: an image is an array .*\(30, 30, 2\)"),
+        (np.zeros((2, 30, 30), np.int64), InvalidImageError, r"X\[0\]: got dtype int64"),
+        ([np.zeros((30, 30, 2), np.uint8)], InvalidImageError, r"X\[0\]: an image must be an array .*\(30, 30, 2\)"),
     ],
 )
-def test_images_that_cannot_be_used_are_named(images, error, message):
+def test_errors_name_unusable_images(images, error, message):
     with pytest.raises(error, match=message):
         synthetic_validation(images)

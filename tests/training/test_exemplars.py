@@ -1,4 +1,4 @@
-"""Which training patches exemplars are selected among: spread evenly, and moved by no seed."""
+"""The sample of patches for exemplar selection: evenly spread and independent of the seed."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from skpbas.core.aggregation import PatchAggregator
 
 
 def numbered_patches(n_images, height, width):
-    """Features of one dimension whose value is the patch's number through the images."""
+    """One-dimensional features whose value is the index of the patch among all patches."""
     store = FeatureStore(n_images, [(1, height, width)], torch.float32)
     numbers = torch.arange(n_images * height * width, dtype=torch.float32)
     store.put(0, [numbers.view(n_images, 1, height, width)])
@@ -24,7 +24,7 @@ def numbered_patches(n_images, height, width):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 2000), st.sampled_from([7, 64, 8192]))
-def test_every_equal_stretch_of_the_patches_gives_one_to_the_sample(n_images, height, width, n_patches, batch_size):
+def test_the_sample_has_one_patch_from_each_of_equal_intervals(n_images, height, width, n_patches, batch_size):
     features = numbered_patches(n_images, height, width)
     batches = list(features.sample(n_patches, batch_size))
     total = n_images * height * width
@@ -39,7 +39,7 @@ def test_every_equal_stretch_of_the_patches_gives_one_to_the_sample(n_images, he
 
 
 @pytest.mark.parametrize("n_images", [32, 64, 256])
-def test_no_column_or_row_is_preferred_in_the_sample_or_in_its_first_batch(n_images):
+def test_the_sample_and_its_first_batch_cover_rows_and_columns_evenly(n_images):
     features = numbered_patches(n_images, height=32, width=32)
     batches = [patches[:, 0].long() for patches, _ in features.sample(2**15, batch_size=2048)]
     for drawn in (torch.cat(batches), batches[0]):
@@ -48,15 +48,15 @@ def test_no_column_or_row_is_preferred_in_the_sample_or_in_its_first_batch(n_ima
         assert 0.7 < rows.min() * 32 / len(drawn) <= rows.max() * 32 / len(drawn) < 1.3
 
 
-def test_the_first_batch_alone_stands_for_all_images():
+def test_the_first_batch_covers_all_images():
     features = numbered_patches(n_images=50, height=10, width=10)
     _, images = next(features.sample(4000, batch_size=500))
-    of_images = torch.bincount(images, minlength=50)
-    assert of_images.min() >= 5
-    assert of_images.max() <= 15
+    per_image = torch.bincount(images, minlength=50)
+    assert per_image.min() >= 5
+    assert per_image.max() <= 15
 
 
-def test_the_seed_moves_the_networks_but_not_the_exemplars(good_images):
+def test_the_seed_changes_the_networks_but_not_the_exemplars(good_images):
     first, second = (
         PBASDetector("embedded", image_size=64, max_epochs=1, device="cpu", random_state=seed).fit(good_images)
         for seed in (0, 1)

@@ -1,4 +1,4 @@
-"""Pickles that were made on another machine open on this one."""
+"""Pickles from another machine can be loaded on this one."""
 
 import pickle
 import pickletools
@@ -16,7 +16,7 @@ def without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_a_detector_fitted_on_cuda_opens_without_and_scores_what_it_scored_there(without_cuda):
+def test_a_detector_fitted_on_cuda_loads_without_cuda_and_gives_the_same_scores(without_cuda):
     content = pickle.loads(CUDA_DETECTOR.read_bytes())
     detector = content["detector"]
     assert detector.device == "cuda"
@@ -25,16 +25,16 @@ def test_a_detector_fitted_on_cuda_opens_without_and_scores_what_it_scored_there
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
     assert detector.model_.extractor is detector.feature_extractor_
     scores = detector.score_samples(content["images"])
-    np.testing.assert_allclose(scores, content["scores"], rtol=1e-4)  # other kernels, other rounding
+    np.testing.assert_allclose(scores, content["scores"], rtol=1e-4)  # different kernels round differently
     assert set(detector.predict(content["images"])) <= {1, -1}
 
 
-def test_the_committed_detector_asks_for_cuda():
+def test_the_committed_detector_was_fitted_on_cuda():
     names = [argument for _, argument, _ in pickletools.genops(CUDA_DETECTOR.read_bytes()) if isinstance(argument, str)]
-    assert names.count("cuda") >= 2  # the parameter, and the device that it was fitted on
+    assert names.count("cuda") >= 2  # the parameter and the device of the fit
 
 
-def test_the_tool_writes_what_is_committed(without_cuda):
+def test_the_tool_recreates_the_committed_file(without_cuda):
     import make_cuda_detector
 
     made, committed = make_cuda_detector.make_state(), pickle.loads(CUDA_DETECTOR.read_bytes())
@@ -42,7 +42,7 @@ def test_the_tool_writes_what_is_committed(without_cuda):
     np.testing.assert_array_equal(made["images"], committed["images"])
     assert made["detector"].get_params().keys() == committed["detector"].get_params().keys()
     trees = [attributes_of(content["detector"]) for content in (made, committed)]
-    assert trees[0] == trees[1]  # where these change, FORMAT is raised and the file is written again
+    assert trees[0] == trees[1]  # if these change, raise FORMAT and regenerate the file
 
 
 def attributes_of(detector):

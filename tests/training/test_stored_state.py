@@ -147,7 +147,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_changed_state_does_not_open(what, fitted):
     detector = copy.deepcopy(fitted)
-    with pytest.raises(FileFormatError, match=r"the stored PBASDetector is damaged .*copy the file anew .*fit again"):
+    with pytest.raises(FileFormatError, match=r"the stored PBASDetector is damaged .*copy the file again .*fit again"):
         opened_with(detector, CHANGES[what])
 
 

@@ -1,4 +1,4 @@
-"""The automatic threshold, against scores whose law is known and against unseen images."""
+"""The automatic threshold, on scores of a known distribution and on unseen images."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from helpers import small_detector, textured_images
 from skpbas._training.threshold import auto_offset, offset_of_ratios
 
 
-def gumbel(rng, n, mean=0.0, deviation=1.0):
-    return mean + deviation * (rng.gumbel(size=n) - np.euler_gamma) * np.sqrt(6) / np.pi
+def gumbel(rng, n, mean=0.0, std=1.0):
+    return mean + std * (rng.gumbel(size=n) - np.euler_gamma) * np.sqrt(6) / np.pi
 
 
 def false_alarms(n_train, gap, spread, n_sets=300, seed=0):
-    """Share of unseen good images flagged, over many training sets; unseen logits are gap higher, spread wider."""
+    """False alarm rate over many training sets; unseen logits are shifted by gap and scaled by spread."""
     rng = np.random.default_rng(seed)
     rates = []
     for _ in range(n_sets):
@@ -24,16 +24,16 @@ def false_alarms(n_train, gap, spread, n_sets=300, seed=0):
 
 @pytest.mark.parametrize(("gap", "spread"), [(0, 1), (2, 1.5), (20, 5)])
 @pytest.mark.parametrize("n_train", [100, 400])
-def test_about_one_in_a_hundred_unseen_good_images_is_flagged_whatever_the_gap(n_train, gap, spread):
+def test_about_one_in_a_hundred_unseen_normal_images_is_flagged_for_any_gap(n_train, gap, spread):
     assert 0.004 < false_alarms(n_train, gap, spread) < 0.03
 
 
 @pytest.mark.parametrize("n_train", [4, 6, 10, 20])
-def test_few_training_images_do_not_bring_many_false_alarms(n_train):
+def test_few_training_images_do_not_cause_many_false_alarms(n_train):
     assert false_alarms(n_train, 2, 1.5) < 0.08
 
 
-def test_shifted_and_stretched_scores_shift_and_stretch_the_threshold():
+def test_the_threshold_is_equivariant_to_shifting_and_scaling_scores():
     a, b, c = (-np.random.default_rng(i).gumbel(size=60) for i in range(3))
     moved = auto_offset(3 * a - 7, (3 * b - 7, 3 * c - 7))
     assert moved == pytest.approx(3 * auto_offset(a, (b, c)) - 7)
@@ -46,24 +46,24 @@ def test_equal_scores_flag_no_training_image():
 
 
 @pytest.mark.parametrize("n_train", [20, 100, 400])
-def test_scores_as_of_new_images_need_no_second_head(n_train):
+def test_scores_of_training_images_as_if_new_need_no_second_head(n_train):
     rng = np.random.default_rng(0)
     rates = [(-gumbel(rng, 500) < auto_offset(-gumbel(rng, n_train), shift=0.0)).mean() for _ in range(300)]
     assert 0.004 < np.mean(rates) < 0.03
 
 
 @pytest.mark.parametrize("n_train", [10, 20, 100, 400])
-def test_of_ratios_whose_logarithms_follow_the_law_about_one_in_a_hundred_is_flagged(n_train):
+def test_about_one_in_a_hundred_ratios_with_gumbel_logarithms_is_flagged(n_train):
     rng = np.random.default_rng(0)
 
     def ratios(n):
-        return np.exp(gumbel(rng, n, mean=0.5, deviation=0.1))
+        return np.exp(gumbel(rng, n, mean=0.5, std=0.1))
 
     rates = [(-ratios(500) < offset_of_ratios(ratios(n_train))).mean() for _ in range(300)]
     assert 0.004 < np.mean(rates) < 0.03
 
 
-def test_the_offset_of_ratios_follows_their_unit_and_is_finite_for_two_that_differ_wildly():
+def test_the_offset_of_ratios_scales_with_them_and_is_finite_for_two_extreme_values():
     ratios = np.random.default_rng(0).lognormal(size=30)
     assert offset_of_ratios(100 * ratios) == pytest.approx(100 * offset_of_ratios(ratios))
     assert -np.inf < offset_of_ratios(np.array([0.0, 1e3])) < -1e3
@@ -71,24 +71,24 @@ def test_the_offset_of_ratios_follows_their_unit_and_is_finite_for_two_that_diff
 
 
 @pytest.mark.parametrize("score", ["fused", "discriminator"])
-def test_unseen_good_images_pass_and_spoiled_ones_do_not(score):
+def test_unseen_normal_images_pass_and_corrupted_ones_are_flagged(score):
     detector = small_detector(patch_score=score, max_epochs=30).set_params(backbone="embedded").fit(textured_images(24))
     unseen = textured_images(40, seed=1)
-    spoiled = unseen.copy()
-    spoiled[:, 16:48, 16:48] = [255, 0, 0]
+    corrupted = unseen.copy()
+    corrupted[:, 16:48, 16:48] = [255, 0, 0]
     assert (detector.predict(unseen) == -1).mean() <= 0.1
-    assert (detector.predict(spoiled) == -1).mean() >= 0.9
+    assert (detector.predict(corrupted) == -1).mean() >= 0.9
 
 
 @pytest.mark.parametrize("n_images", [2, 3, 4, 5])
-def test_a_handful_of_images_gets_a_finite_threshold_below_their_own_scores(n_images):
+def test_few_images_have_a_finite_threshold_below_their_own_scores(n_images):
     images = textured_images(n_images)
     detector = small_detector(max_epochs=2).fit(images)
     assert np.isfinite(detector.offset_)
     assert (detector.predict(images) == 1).all()
 
 
-def test_the_threshold_changes_nothing_else():
+def test_contamination_does_not_change_the_scores():
     images = textured_images(10)
     auto, fixed = (small_detector(max_epochs=2, contamination=c).fit(images) for c in ("auto", 0.1))
     np.testing.assert_array_equal(auto.score_samples(images), fixed.score_samples(images))

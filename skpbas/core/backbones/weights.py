@@ -34,7 +34,7 @@ def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Te
 
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=progress, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection, and is kept as the cause
