@@ -281,12 +281,12 @@ def test_existing_results_of_other_inputs_are_rejected(client, detector, tmp_pat
         score_images(detector, names, **settings)
 
 
-def test_another_detector_with_the_same_threshold_is_known_apart(client, of_images, good_images, files, tmp_path):
+def test_another_detector_with_the_same_threshold_is_known_apart(client, image_detector, good_images, files, tmp_path):
     settings = {"client": client, "output": tmp_path / "out", "images_per_file": 4}
-    score_images(of_images, files, **settings)
-    assert score_images(pickle.loads(pickle.dumps(of_images)), files, **settings).n_resumed == len(files)
-    other = clone(of_images).set_params(alpha=0.5).fit(good_images)
-    other.offset_ = of_images.offset_
+    score_images(image_detector, files, **settings)
+    assert score_images(pickle.loads(pickle.dumps(image_detector)), files, **settings).n_resumed == len(files)
+    other = clone(image_detector).set_params(alpha=0.5).fit(good_images)
+    other.offset_ = image_detector.offset_
     with pytest.raises(ResultsError, match=r"part-000000000000\.parquet has results of another detector"):
         score_images(other, files, **settings)
 
