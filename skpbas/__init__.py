@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skpbas import calibration, datasets, masks, metrics, model_selection, presets, scorers
     from skpbas import distributed as distributed
+    from skpbas._features.entries import trim_memory
     from skpbas._features.streaming import Result
     from skpbas.estimator import PBASDetector
 
@@ -26,14 +27,19 @@ __all__ = [
     "model_selection",
     "presets",
     "scorers",
+    "trim_memory",
 ]
+
+_LAZY = {
+    "PBASDetector": "skpbas.estimator",
+    "Result": "skpbas._features.streaming",
+    "trim_memory": "skpbas._features.entries",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PBASDetector":
-        return import_module("skpbas.estimator").PBASDetector
-    if name == "Result":
-        return import_module("skpbas._features.streaming").Result
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     if name in __all__ or name == "distributed":  # needs an extra, so not in __all__
         return import_module(f"skpbas.{name}")
     raise AttributeError(f"module 'skpbas' has no attribute {name!r}")

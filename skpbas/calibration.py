@@ -22,6 +22,7 @@ from skpbas._features.streaming import Result
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import WholeNumber, draw_seed
 from skpbas._inputs.targets import normal_rows
+from skpbas._training.pickling import SealingMixin
 from skpbas._training.snapshots import SnapshotMixin
 from skpbas.errors import CalibrationError
 
@@ -38,7 +39,13 @@ def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
     return check
 
 
-class ConformalThreshold(SnapshotMixin, MetaEstimatorMixin, OutlierMixin, BaseEstimator):  # type: ignore[misc]
+class ConformalThreshold(
+    SealingMixin,
+    SnapshotMixin,
+    MetaEstimatorMixin,  # type: ignore[misc]
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Flag at most a given fraction of unseen normal images, for any detector and any distribution of its scores.
 
     Split conformal prediction [1]_: some normal images are held out of training. Their n scores s_1 <= ... <= s_n set

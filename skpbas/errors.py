@@ -39,6 +39,10 @@ class StorageError(SkpbasError, OSError):
     """A disk with too little space, or a file that cannot be written."""
 
 
+class FileFormatError(SkpbasError, ValueError):
+    """A stored detector that another version wrote, or that is damaged."""
+
+
 class CalibrationError(SkpbasError, ValueError):
     """Held-out images that cannot guarantee the requested false alarm rate."""
 

@@ -143,10 +143,10 @@ class PBASDetector(
         An int gives the same detector on the same machine with the same number of threads. The global random streams of
         numpy and torch are neither read nor changed.
     memory : str, Path, joblib.Memory or None, default=None
-        Folder, or joblib.Memory, that keeps the feature maps of every image seen in ``fit`` and in prediction, by the
-        content of image and network, and exemplars by the content of the features. Folds and candidates of a search,
-        and later fits, then decode no image twice and run the backbone only once per image; processes may share it.
-        Scores change by the rounding of float16, as in training.
+        Folder, or joblib.Memory with one, that keeps the feature maps of every image seen in ``fit`` and in prediction
+        (only in ``fit`` where the detector comes from a pickle), by the content of image and network, and exemplars.
+        Folds and candidates of a search, and later fits, decode no image twice and run the backbone only once per
+        image; processes may share it, and :func:`skpbas.trim_memory` bounds it. Scores change by float16's rounding.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one per core.
     verbose : int, default=0
@@ -324,6 +324,7 @@ class PBASDetector(
             More features than fit into memory, and a disk without room for them.
         """
         self._validate_params()
+        self._begin_fit()
         items = check_images(X)
         rows = normal_rows(y, len(items))
         if len(rows) < 2:
@@ -344,9 +345,9 @@ class PBASDetector(
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             extractor = self._make_extractor(generator).to(device)
-            level_maps = self._level_maps(items, extractor, (self.resize, self.precision))
+            level_maps = self._level_maps(items, extractor)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
-        memory = None if level_maps.cache is None else level_maps.cache.memory
+        memory = None if level_maps.cache is None else level_maps.cache.folder
         every = torch.arange(len(rows), device="cpu")
         features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory)
 
@@ -456,14 +457,13 @@ class PBASDetector(
         return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor, self._reading))
 
     def _level_maps(
-        self, items: Any, extractor: FeatureExtractor, reading: tuple[str, str], name: str = "X"
+        self, items: Any, extractor: FeatureExtractor, reading: tuple[str, str] | None = None, name: str = "X"
     ) -> LevelMaps:
-        resize, precision = reading
+        resize, precision = reading or (self.resize, self.precision)
         images = ImageSequence(
             items, image_size=extractor.image_size, resize=resize, smallest=extractor.stride, name=name
         )
-        memory = self.memory  # read once: another thread may set it
-        cache = None if memory is None else MapCache(memory, extractor, resize, STORED_DTYPES[precision])
+        cache = MapCache.of(self.memory, extractor, resize, STORED_DTYPES[precision], writes=not self._opened)
         return LevelMaps(images, extractor, n_threads(self.n_jobs), cache)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:

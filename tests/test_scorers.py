@@ -336,7 +336,7 @@ def test_the_error_names_an_estimator_without_anomaly_maps():
         (np.ones((5, 3)), r"y must be labels \(n,\) or masks \(n, H, W\), got shape \(5, 3\)"),
         (np.zeros((5, 3, 4)), r"y\[0\] is 3 x 4; its image X\[0\] is 16 x 24 and the anomaly map 8 x 8"),
         ([None, None, None, None, np.ones((16, 24, 3))], r"y\[4\]: a mask must be .* \(H, W\).*\(16, 24, 3\)"),
-        ([None, None, "no/such.png", None, None], r"y\[2\] \(no/such.png\) cannot be read as a mask"),
+        ([None, None, "no/such.png", None, None], r"cannot read a mask: y\[2\] \(no/such.png\): no such file"),
         (["good", "bad", "good", "good", "good"], r'the words "bad", "good"; .*np\.where\(np\.asarray\(y\) == "good"'),
         ([None] * 5, "image_auroc cannot be computed: all 5 images are normal; .*NormalKFold.*undefined"),
         (np.zeros((5, 8, 8)), "image_auroc cannot be computed: all 5 images are normal"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,82 +9,98 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import joblib
 import numpy as np
 import torch
 from PIL import ExifTags, Image
-from sklearn.utils.validation import check_memory
 from torch import Tensor, nn
 
 from skpbas._compat import version_of
+from skpbas._features.digests import array_digest, digest_of, tensor_digest
+from skpbas._features.entries import EntryFolder, are_finite, folder_of
+from skpbas._features.module_keys import code_key
 from skpbas._features.store import fits_half_precision
 from skpbas._inputs.images import Geometry
 from skpbas.core.backbones import FeatureExtractor
-
-
-class _NotCachedError(LookupError):
-    """The cache has no entry for the key."""
-
-
-def _entry(key: str, maps: Sequence[Tensor] | None, input_shape: tuple[int, int] | None) -> Any:
-    """Return the value to store; joblib calls this only if the key has no entry."""
-    if maps is None:
-        raise _NotCachedError(key)
-    return list(maps), input_shape
+from skpbas.core.backbones.levels import HookedModule
 
 
 class MapCache:
-    """On-disk cache of the feature maps of images, in a ``joblib.Memory``.
+    """On-disk cache of the feature maps of images.
 
     The key of an entry covers the image (the bytes of its file, or its pixels) and everything that its feature maps
-    depend on: the network with its weights, the input size, the resize mode and the precision. Entries are written
-    atomically, so any number of processes may share the folder.
+    depend on: the network with its weights, the input size, the resize mode and the precision.
 
     Parameters
     ----------
-    memory : str, Path or joblib.Memory
+    folder : EntryFolder
     extractor : FeatureExtractor
     resize : str
     dtype : torch.dtype
         Storage type of the feature maps; float32 replaces float16 if a value is out of its range.
+
+    Raises
+    ------
+    ValueError
+        The backbone is a module given by the user, and no key can be computed for what it does.
     """
 
-    def __init__(self, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
-        self.dtype, self.extractor, self.resize = dtype, extractor, resize
-        self.memory = check_memory(str(memory) if isinstance(memory, PathLike) else memory)
-        self._entries = self.memory.cache(_entry, ignore=["maps", "input_shape"])
+    def __init__(self, folder: EntryFolder, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
+        self.folder, self.dtype, self.extractor, self.resize = folder, dtype, extractor, resize
         settings = (extractor.image_size, resize, str(extractor.precision), str(dtype))
-        self._network = joblib.hash((network_digest(extractor.backbone), settings))
+        self._network = digest_of(network_digest(extractor.backbone), repr(settings))
+
+    @classmethod
+    def of(
+        cls, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype, *, writes: bool
+    ) -> MapCache | None:
+        """Return the cache for the parameter ``memory``, or None."""
+        folder = folder_of(memory)
+        return None if folder is None else cls(EntryFolder(folder, writes=writes), extractor, resize, dtype)
 
     def key(self, item: Any) -> str:
         """Return the key of an image; raises OSError if its file cannot be read."""
-        digest = hashlib.blake2b(self._network.encode(), digest_size=20)
         if isinstance(item, (str, PathLike)):
-            digest.update(Path(item).read_bytes())
-            return digest.hexdigest()
+            return digest_of(self._network, "file", Path(item).read_bytes()).hex()
+        kind = "array"
         if isinstance(item, Image.Image):
-            digest.update(f"{item.mode} {item.getexif().get(ExifTags.Base.Orientation)}".encode())
-            item = item.convert("RGBA") if item.mode == "P" else item
+            kind = f"{item.mode} {item.getexif().get(ExifTags.Base.Orientation)} {item.info.get('transparency')}"
+            item = item.convert("RGBA") if item.mode in ("P", "PA") else item  # indices need their palette
         pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
-        digest.update(f"{pixels.shape} {pixels.dtype}".encode())
-        digest.update(np.ascontiguousarray(pixels).data)
-        return digest.hexdigest()
+        return digest_of(self._network, kind, array_digest(pixels)).hex()
 
     def find(self, key: str) -> tuple[list[Tensor], Geometry] | None:
         """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, or None if not cached."""
-        try:
-            maps, input_shape = self._entries(key, None, None)
-        except _NotCachedError:
+        found = self.folder.read(key)
+        if found is None or not self._fit(found[0]) or not _is_shape(found[1]):
             return None
-        return maps, Geometry.of(input_shape, self.extractor.image_size, self.resize)
+        stored, (height, width) = found
+        return _channels_first(stored), Geometry.of((height, width), self.extractor.image_size, self.resize)
 
     def store(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
         """Store an image's feature maps (1, C_l, H_l, W_l); return them as :meth:`find` will."""
-        narrow = [level.cpu() for level in maps]
+        narrow = [level.cpu().permute(0, 2, 3, 1).contiguous() for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
-        self._entries.call(key, narrow, geometry.input_shape)  # does not read an existing, damaged entry
-        return narrow
+        if self.folder.writes and self._fit(narrow):
+            self.folder.write(key, narrow, list(geometry.input_shape))
+        return _channels_first(narrow)
+
+    def _fit(self, stored: Sequence[Tensor]) -> bool:
+        """Return whether these (1, H_l, W_l, C_l) are valid feature maps of one image: shapes, types, finite."""
+        return (
+            [tuple(level.shape) for level in stored] == [(1, h, w, c) for c, h, w in self.extractor.level_shapes]
+            and {level.dtype for level in stored} in ({self.dtype}, {torch.float32})
+            and are_finite(stored)
+        )
+
+
+def _channels_first(stored: Sequence[Tensor]) -> list[Tensor]:
+    """Return (1, C, H, W) views of maps (1, H, W, C): the memory format of the backbone's output, so equal rounding."""
+    return [level.permute(0, 3, 1, 2) for level in stored]
+
+
+def _is_shape(note: Any) -> bool:
+    return isinstance(note, list) and len(note) == 2 and all(type(side) is int and side > 0 for side in note)
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,9 @@ def network_digest(network: nn.Module) -> str:
     known = _KNOWN.get(network)
     if known is not None and known.fingerprint == fingerprint:
         return known.digest
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-    digest = str(joblib.hash((repr(network), weights, getattr(network, "layers", None))))
+    weights = [part for name, tensor in state.items() for part in (name, tensor_digest(tensor))]
+    code = code_key(network.module) if isinstance(network, HookedModule) else ""
+    digest = digest_of(repr(network), repr(getattr(network, "layers", None)), code, *weights).hex()
     _KNOWN[network] = _KnownDigest(digest, fingerprint, tensors)
     return digest
 

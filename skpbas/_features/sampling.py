@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from joblib import Memory
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from skpbas._features.entries import EntryFolder
 from skpbas._features.store import FeatureStore
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 
@@ -29,7 +29,7 @@ class TrainingFeatures(Dataset[Tensor]):
         Device of the batches.
     generator : torch.Generator
         On the CPU; each pass draws a new order from it.
-    memory : joblib.Memory or None
+    memory : EntryFolder or None
         Caches exemplars across fits.
     """
 
@@ -40,7 +40,7 @@ class TrainingFeatures(Dataset[Tensor]):
         aggregator: PatchAggregator,
         device: torch.device,
         generator: torch.Generator,
-        memory: Memory | None = None,
+        memory: EntryFolder | None = None,
     ) -> None:
         self.store, self.rows, self.aggregator = store, rows, aggregator
         self.device, self.generator, self.memory = device, generator, memory

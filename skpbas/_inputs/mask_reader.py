@@ -6,22 +6,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from skpbas._inputs.images import Geometry, image_shape
+from skpbas._inputs.decoding import decoding, image_shape, opened
+from skpbas._inputs.images import Geometry
 from skpbas.errors import ImageNotFoundError, InvalidImageError, InvalidTargetError
 
 Mask = NDArray[np.bool_]
-
-MASK_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
-"""Suffixes of strings that are treated as paths of masks; other strings are words."""
 
 _SHOWN_LEVELS = 6
 
@@ -221,10 +216,15 @@ class _Reader:
 
 def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
     """Return the values of a mask (H, W) and the upper end of its range."""
-    if isinstance(mask, (str, PathLike)):
-        return _values_of_file(Path(mask), name)
-    if isinstance(mask, Image.Image):
-        return _values_input_shape(mask, name)
+    try:
+        if isinstance(mask, (str, PathLike)):
+            with opened(mask, name) as image:
+                return _values_of_image(image, name)
+        if isinstance(mask, Image.Image):
+            with decoding(name):
+                return _values_of_image(mask, name)
+    except InvalidImageError as error:
+        raise InvalidTargetError(f"cannot read a mask: {error}") from error
     try:
         values = np.asarray(mask)
     except ValueError as error:  # rows of different lengths
@@ -236,22 +236,7 @@ def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
     return values, _highest(values, name)
 
 
-def _values_of_file(path: Path, name: str) -> tuple[NDArray[Any], float]:
-    try:
-        if not path.is_file():  # opening a named pipe would wait for ever
-            what = (
-                "it is a folder" if path.is_dir() else "it is not a regular file" if path.exists() else "no such file"
-            )
-            raise InvalidTargetError(f"{name} cannot be read as a mask: {what}")
-        with Image.open(path) as image:
-            return _values_input_shape(image, name)
-    except InvalidTargetError:
-        raise
-    except Exception as error:  # whatever a decoder raises, the user needs to know which file it was
-        raise InvalidTargetError(f"{name} cannot be read as a mask: {type(error).__name__}: {error}") from error
-
-
-def _values_input_shape(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
+def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
     image = ImageOps.exif_transpose(image)
     if image.mode == "1":
         return np.asarray(image), 1.0

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from skpbas._inputs.mask_reader import MASK_SUFFIXES, are_defective, is_missing
+from skpbas._inputs.decoding import image_suffixes
+from skpbas._inputs.mask_reader import are_defective, is_missing
 from skpbas.errors import InvalidTargetError
 
 _NORMAL_WORDS = ("good", "normal", "ok", "pass", "nominal", "")  # guesses for the example in an error message only
@@ -126,7 +127,7 @@ def are_masks(entries: Sequence[Any] | NDArray[Any]) -> bool:
 
 def _is_mask(item: Any) -> bool:
     if isinstance(item, str):
-        return Path(item).suffix.lower() in MASK_SUFFIXES
+        return Path(item).suffix.lower() in image_suffixes()
     if isinstance(item, (PathLike, Image.Image)):
         return True
     try:

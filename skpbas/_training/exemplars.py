@@ -6,13 +6,13 @@ They depend only on the features, not on a seed or on anything trained, so candi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import joblib
 import torch
 from torch import Tensor
 
+from skpbas._features.digests import digest_of, tensor_digest
 from skpbas._features.sampling import TrainingFeatures
 from skpbas.core.coreset import Coreset
 from skpbas.core.devices import inference_batch
@@ -47,13 +47,28 @@ def fused_scorer(
         Number of patches that exemplars are selected from.
     """
     n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
-    feature_key = (features.aggregator.feature_dim, features.rows.numpy(), n_exemplars, pool_size)
+    rows = tensor_digest(features.rows).hex()
+    feature_key = (features.aggregator.feature_dim, rows, n_exemplars, pool_size)
 
     def select() -> list[Tensor]:
         coreset = Coreset.of(features.sample(pool_size), n_exemplars)
         return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
 
-    coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select))
+    def are_exemplars(parts: Sequence[Tensor]) -> bool:
+        if [part.ndim for part in parts] != [1, 2, 2, 1] or [part.dtype for part in parts] != [
+            *[torch.float32] * 3,
+            torch.int64,
+        ]:
+            return False
+        mean, directions, exemplars, image_index = parts
+        return (
+            len(mean) == directions.shape[1] == features.aggregator.feature_dim
+            and exemplars.shape == (n_exemplars, len(directions))
+            and image_index.shape == (n_exemplars,)
+            and bool(torch.isin(image_index, features.rows).all())
+        )
+
+    coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select, are_exemplars))
     scorer = FusedScorer(features.aggregator, projector, discriminator, coreset.to(features.device))
     scorer = scorer.to(features.device)
     scorer.precision = precision
@@ -62,20 +77,22 @@ def fused_scorer(
     def measure() -> list[Tensor]:
         return [torch.cat([scorer.distances(*batch) for batch in features.parts_in_order(batch_size)]).cpu()]
 
-    (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure)
+    def are_distances(parts: Sequence[Tensor]) -> bool:
+        shape = (len(features), *features.store.grids[0])
+        return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
+
+    (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
     scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device))
     return scorer
 
 
-def _cached(features: TrainingFeatures, key: tuple[Any, ...], make: Callable[[], list[Tensor]]) -> list[Tensor]:
+def _cached(
+    features: TrainingFeatures,
+    key: tuple[Any, ...],
+    make: Callable[[], list[Tensor]],
+    fits: Callable[[Sequence[Tensor]], bool],
+) -> list[Tensor]:
     """Return ``make()``, or its cached result from an earlier fit on the same features."""
     if features.memory is None:
         return make()
-    entries = features.memory.cache(_entry, ignore=["make"])
-    tensors: list[Tensor] = entries(joblib.hash((features.store.digest, key)), make)
-    return tensors
-
-
-def _entry(key: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Return ``make()``; joblib calls this only if the key has no entry."""
-    return make()
+    return features.memory.cached(digest_of(features.store.digest, repr(key)).hex(), make, fits)

@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -177,7 +177,8 @@ def score_images(
     InvalidImageError
         ``uris`` is a single path or URL, or contains something other than str or path.
     ResultsError
-        ``output`` contains results of other uris or another detector.
+        ``output`` contains results of other uris, of more uris or of another detector, a damaged file, or Parquet
+        files of another origin; the message names the file.
     StorageError
         ``output`` cannot be written.
     ClusterError
@@ -241,6 +242,8 @@ def score_images(
     if output is None:
         return _stream(run, names, int(batch_size), float(detector.offset_))
     folder = ResultFolder(output, detector, int(images_per_file))
+    if isinstance(uris, Sized):
+        folder.refuse_beyond(len(uris))
     return _to_folder(run, names, int(batch_size), folder)
 
 
@@ -436,4 +439,5 @@ def _to_folder(run: _Run, names: Iterator[str], batch_size: int, folder: ResultF
         if not part.missing:
             count(len(part.uris), folder.write(part))
             del open_parts[first]
+    folder.refuse_beyond(total["n_images"])
     return ScoringSummary(folder.path, **total)

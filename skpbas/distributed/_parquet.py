@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skpbas._features.digests import digest_of
+from skpbas._training.sealing import scores_digest
 from skpbas.errors import ResultsError, StorageError
+
+FORMAT = 1
+"""Of the files."""
 
 
 @dataclass
@@ -52,11 +57,45 @@ class ResultFolder:
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.path, self.images_per_file = Path(path), images_per_file
         self.offset = float(detector.offset_)
-        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}"
+        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}, digest {scores_digest(detector)[:16]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"output={str(path)!r} cannot be created: {error}") from error
+        self._refuse_foreign()
+
+    def _refuse_foreign(self) -> None:
+        """Check that the folder, which readers take as one table, has no Parquet files of another origin."""
+        for path in sorted(self.path.glob("*.parquet")):
+            if path.name.startswith((".", "_")):  # ignored by readers of folders
+                continue
+            first = _first_of(path)
+            if first is None:
+                raise ResultsError(
+                    f"{path} is not a result of score_images, and would be read as one with the others in output: "
+                    "move it away, or take another folder"
+                )
+            if first % self.images_per_file:
+                raise ResultsError(
+                    f"{path} has results of another images_per_file than {self.images_per_file}: take another "
+                    "folder, or move its files away"
+                )
+
+    def refuse_beyond(self, n_images: int) -> None:
+        """Check that there are no results of images after the last one.
+
+        Raises
+        ------
+        ResultsError
+            An earlier run had more images.
+        """
+        for path in sorted(self.path.glob("part-*.parquet")):
+            first = _first_of(path)
+            if first is not None and first >= n_images:
+                raise ResultsError(
+                    f"{path} has results of a run with more images than the {n_images} of this one: delete the "
+                    "files of images that are no longer asked for, or take another folder; what was scored is kept"
+                )
 
     def found(self, first: int, uris: list[str]) -> dict[str, Any] | None:
         """Return the metadata of the file of an earlier run, or None if there is none.
@@ -72,17 +111,32 @@ class ResultFolder:
         hint = "use another folder, or move its files"
         try:
             found = json.loads(self._parquet.read_schema(path).metadata[b"skpbas"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path} is not a result of score_images ({error}): {hint}") from error
+        except Exception as error:  # pyarrow raises many types on a damaged file
+            raise ResultsError(
+                f"{path} is not a result of score_images, or a damaged one ({error}): {hint}; if it is one, delete it "
+                "and its images are scored again"
+            ) from error
         expected = self._metadata(uris)
         for name, what in (
+            ("format", "another version of skpbas"),
             ("detector", "another detector"),
             ("images_per_file", "another images_per_file"),
             ("uris", "other uris, or of the same uris in another order"),
         ):
-            if found[name] != expected[name]:
-                shown = f": {found[name]}, now {expected[name]}" if name != "uris" else ""
+            given = found.get(name) if isinstance(found, dict) else None
+            if given != expected[name]:
+                shown = f": {given}, now {expected[name]}" if name != "uris" else ""
                 raise ResultsError(f"{path} has results of {what}{shown}; {hint}")
+        try:
+            with path.open("rb") as file:  # not mapped: a file that shrinks would end the process
+                sound = found["digest"] == _digest(self._parquet.read_table(file), found)
+        except Exception as error:  # as above
+            raise ResultsError(f"{path} is damaged ({error}): delete it, and its images are scored again") from error
+        if not sound:
+            raise ResultsError(
+                f"{path} is damaged or was changed: its digest is another one than when it was written; delete it, and "
+                "its images are scored again"
+            )
         return dict(found)
 
     def write(self, part: Part) -> dict[str, Any]:
@@ -102,7 +156,9 @@ class ResultFolder:
                 "label": arrow.array(labels, mask=failed),
                 "error": arrow.array(errors, arrow.string()),
             }
-        ).replace_schema_metadata({"skpbas": json.dumps(metadata)})
+        )
+        metadata["digest"] = _digest(table, metadata)
+        table = table.replace_schema_metadata({"skpbas": json.dumps(metadata)})
         target = self._file(part.first)
         partial = target.with_name(f".{target.name}.unfinished")  # readers of folders ignore hidden files
         try:
@@ -124,8 +180,22 @@ class ResultFolder:
         return self.path / f"part-{first:012d}.parquet"
 
     def _metadata(self, uris: list[str]) -> dict[str, Any]:
-        digest = hashlib.sha256("\0".join(uris).encode("utf-8", "surrogatepass")).hexdigest()
-        return {"detector": self._detector, "images_per_file": self.images_per_file, "uris": digest}
+        digest = digest_of(*uris).hex()
+        metadata = {"format": FORMAT, "detector": self._detector, "images_per_file": self.images_per_file}
+        return {**metadata, "uris": digest}
+
+
+def _first_of(path: Path) -> int | None:
+    """Return the index of a file's first image, or None if the file has another kind of name."""
+    named = re.fullmatch(r"part-(\d{12,})\.parquet", path.name)
+    return int(named[1]) if named else None
+
+
+def _digest(table: Any, metadata: dict[str, Any]) -> str:
+    """Return the digest of the rows and the metadata of a file."""
+    rows = [repr(table.column(name).to_pylist()) for name in table.column_names]
+    content = {name: value for name, value in metadata.items() if name != "digest"}
+    return digest_of(repr(table.column_names), *rows, json.dumps(content, sort_keys=True)).hex()
 
 
 def _as_text(name: str) -> str:

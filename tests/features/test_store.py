@@ -152,17 +152,6 @@ def test_entries_of_another_network_or_size_are_not_used(params, good_images, tm
     assert sum(backbone_calls) == len(good_images) + 1
 
 
-def test_a_damaged_entry_is_computed_again(good_images, tmp_path, backbone_calls, caplog):
-    first = small_detector(memory=tmp_path).fit(good_images)
-    damaged = sorted(tmp_path.rglob("output.pkl"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    backbone_calls.clear()
-    second = small_detector(memory=tmp_path).fit(good_images)
-    assert "Exception while loading results" in caplog.text  # logged by joblib
-    assert sum(backbone_calls) == 2
-    assert second.offset_ == first.offset_
-
-
 def test_concurrent_processes_share_the_memory(good_images, tmp_path):
     fits = [joblib.delayed(small_detector(memory=tmp_path).fit)(good_images) for _ in range(4)]
     detectors = joblib.Parallel(n_jobs=2)(fits)

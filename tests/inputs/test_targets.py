@@ -274,7 +274,7 @@ def test_rows_of_pandas_without_a_mask_are_normal(mask_file):
 
 
 def test_masks_and_labels_in_one_sequence_are_refused_by_the_entry_that_differs(mask_file):
-    with pytest.raises(InvalidTargetError, match=r"y\[1\] \(good\) cannot be read as a mask: no such file"):
+    with pytest.raises(InvalidTargetError, match=r"cannot read a mask: y\[1\] \(good\): no such file"):
         normal_rows([str(mask_file), "good"], 2)
     with pytest.raises(InvalidTargetError, match=r"y\[1\]: a mask must be .* \(H, W\)"):
         normal_rows([mask_file, 1], 2)
