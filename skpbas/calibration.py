@@ -244,7 +244,7 @@ class ConformalThreshold(
         -------
         ndarray of shape (n,), int64
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def p_values(self, X: Any) -> NDArray[np.float64]:
         """Return conformal p-values: the probability that a normal image scores this low or lower.
@@ -337,7 +337,7 @@ class ConformalThreshold(
         def judged(result: Result) -> Result:
             if result.score is None:
                 return result
-            label = -1 if result.score < offset else 1
+            label = 1 if result.score >= offset else -1
             p_value = float(_p_values(np.array([result.score]), calibration_scores)[0])
             return replace(result, label=label, p_value=p_value)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from skpbas._compat import CallbackSupportMixin, with_callbacks
 from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
+from skpbas._features.recognition import Reading, TrainingImages
 from skpbas._features.sampling import TrainingFeatures
-from skpbas._features.scoring import ScoredBatch, image_scores, iter_patch_scores
+from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
 from skpbas._inputs.images import ImageSequence, check_images
@@ -218,7 +219,7 @@ class PBASDetector(
     device_: torch.device
     n_samples_fit_: int
     map_shape_: tuple[int, int]
-    _reading: tuple[str, str]  # resize and precision, as they were in fit
+    _reading: Reading
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
@@ -347,6 +348,7 @@ class PBASDetector(
             extractor = self._make_extractor(generator).to(device)
             level_maps = self._level_maps(items, extractor)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
+        reading = Reading(self.resize, self.precision, TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
         every = torch.arange(len(rows), device="cpu")
         features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory)
@@ -355,18 +357,22 @@ class PBASDetector(
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
             completion = Completion(extractor, features.as_of_now(), head, settings)
             model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
-            return copy.copy(self)._set_fitted(completion, model, offset)
+            return copy.copy(self)._set_fitted(completion, reading, model, offset)
 
         head = train_head(features, settings, listener=tasks.epochs(detector_of))
         completion = Completion(extractor, features, head, settings)
         with tasks.task("threshold"):
             model, offset = completion.model, completion.offset
-        self._set_fitted(completion, model, offset)
+        self._set_fitted(completion, reading, model, offset)
         tasks.end()
         return self
 
     def _set_fitted(
-        self, of: Completion, model: PBASModel | Deferred[PBASModel], offset: float | Deferred[float]
+        self,
+        of: Completion,
+        reading: Reading,
+        model: PBASModel | Deferred[PBASModel],
+        offset: float | Deferred[float],
     ) -> Self:
         head, fitted = of.head, self._draft()
         fitted.feature_extractor_ = of.extractor
@@ -380,7 +386,7 @@ class PBASDetector(
         fitted.device_ = of.features.device
         fitted.model_ = model
         fitted.offset_ = offset
-        fitted._reading = (self.resize, self.precision)
+        fitted._reading = reading
         return self._adopt(fitted)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -399,8 +405,7 @@ class PBASDetector(
         ndarray of shape (n,), float64
         """
         check_is_fitted(self)
-        now = self._snapshot()
-        return image_scores(now.model_, now._iter_patch_scores(X))
+        return sample_scores(self._snapshot()._iter_scored(X))
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -427,7 +432,7 @@ class PBASDetector(
         -------
         ndarray of shape (n,), int64
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Return anomaly maps: how anomalous each pixel is.
@@ -452,19 +457,20 @@ class PBASDetector(
             return anomaly_maps
         return np.stack(anomaly_maps)
 
-    def _iter_patch_scores(self, X: Any) -> Iterator[ScoredBatch]:
+    def _iter_scored(self, X: Any) -> Iterator[ScoredBatch]:
         items = check_images(X)  # at the call, not at the first result
-        return iter_patch_scores(self.model_, self._level_maps(items, self.model_.extractor, self._reading))
+        return iter_scored(self.model_, self._level_maps(items, self.model_.extractor, self._reading))
 
     def _level_maps(
-        self, items: Any, extractor: FeatureExtractor, reading: tuple[str, str] | None = None, name: str = "X"
+        self, items: Any, extractor: FeatureExtractor, reading: Reading | None = None, name: str = "X"
     ) -> LevelMaps:
-        resize, precision = reading or (self.resize, self.precision)
+        reading = reading or Reading(self.resize, self.precision)
         images = ImageSequence(
-            items, image_size=extractor.image_size, resize=resize, smallest=extractor.stride, name=name
+            items, image_size=extractor.image_size, resize=reading.resize, smallest=extractor.stride, name=name
         )
-        cache = MapCache.of(self.memory, extractor, resize, STORED_DTYPES[precision], writes=not self._opened)
-        return LevelMaps(images, extractor, n_threads(self.n_jobs), cache)
+        dtype = STORED_DTYPES[reading.precision]
+        cache = MapCache.of(self.memory, extractor, reading.resize, dtype, writes=not self._opened)
+        return LevelMaps(images, extractor, n_threads(self.n_jobs), cache, reading.training)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
         layers = check_layers(self.layers)

@@ -19,9 +19,25 @@ from skpbas._features.digests import array_digest, digest_of, tensor_digest
 from skpbas._features.entries import EntryFolder, are_finite, folder_of
 from skpbas._features.module_keys import code_key
 from skpbas._features.store import fits_half_precision
-from skpbas._inputs.images import Geometry
+from skpbas._inputs.images import Geometry, ViewDetails
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.backbones.levels import HookedModule
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """The network's output for an image, and what else prediction needs of it.
+
+    Attributes
+    ----------
+    maps : list of Tensor of shape (1, C_l, H_l, W_l)
+    details : ViewDetails
+    fingerprint : str
+    """
+
+    maps: list[Tensor]
+    details: ViewDetails
+    fingerprint: str
 
 
 class MapCache:
@@ -68,21 +84,30 @@ class MapCache:
         pixels = item.numpy(force=True) if isinstance(item, Tensor) else np.asarray(item)
         return digest_of(self._network, kind, array_digest(pixels)).hex()
 
-    def find(self, key: str) -> tuple[list[Tensor], Geometry] | None:
-        """Return an image's feature maps, (1, C_l, H_l, W_l) each, and its geometry, or None if not cached."""
+    def find(self, key: str) -> CachedImage | None:
+        """Return what is cached of an image, or None."""
         found = self.folder.read(key)
-        if found is None or not self._fit(found[0]) or not _is_shape(found[1]):
+        if found is None or not self._fit(found[0]) or not _is_note(found[1]):
             return None
-        stored, (height, width) = found
-        return _channels_first(stored), Geometry.of((height, width), self.extractor.image_size, self.resize)
+        stored, note = found
+        geometry = Geometry.of(tuple(note["shape"]), self.extractor.image_size, self.resize)
+        details = ViewDetails(geometry, note["transparent"], note["more_frames"])
+        return CachedImage(_channels_first(stored), details, note["fingerprint"])
 
-    def store(self, key: str, maps: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
-        """Store an image's feature maps (1, C_l, H_l, W_l); return them as :meth:`find` will."""
+    def store(self, key: str, image: CachedImage) -> list[Tensor]:
+        """Store an image; return its feature maps as :meth:`find` will."""
+        maps, details = image.maps, image.details
         narrow = [level.cpu().permute(0, 2, 3, 1).contiguous() for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
         if self.folder.writes and self._fit(narrow):
-            self.folder.write(key, narrow, list(geometry.input_shape))
+            note = {
+                "shape": list(details.geometry.input_shape),
+                "transparent": details.transparent,
+                "more_frames": details.more_frames,
+                "fingerprint": image.fingerprint,
+            }
+            self.folder.write(key, narrow, note)
         return _channels_first(narrow)
 
     def _fit(self, stored: Sequence[Tensor]) -> bool:
@@ -99,8 +124,12 @@ def _channels_first(stored: Sequence[Tensor]) -> list[Tensor]:
     return [level.permute(0, 3, 1, 2) for level in stored]
 
 
-def _is_shape(note: Any) -> bool:
-    return isinstance(note, list) and len(note) == 2 and all(type(side) is int and side > 0 for side in note)
+def _is_note(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("shape"), list):
+        return False
+    kinds = [type(note.get(name)) for name in ("transparent", "more_frames", "fingerprint")]
+    shape = note["shape"]
+    return kinds == [bool, bool, str] and len(shape) == 2 and all(type(side) is int and side > 0 for side in shape)
 
 
 @dataclass(frozen=True)

@@ -12,29 +12,52 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from skpbas._features.cache import MapCache
+from skpbas._features.cache import CachedImage, MapCache
 from skpbas._features.progress import progress_bar
+from skpbas._features.recognition import UNKNOWN, TrainingImages, fingerprint
 from skpbas._features.store import FeatureStore
 from skpbas._inputs.decoding import item_name
-from skpbas._inputs.images import Geometry, ImageSequence, of_several
+from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
 from skpbas.errors import InvalidImageError
 
 S = TypeVar("S")
 T = TypeVar("T")
-LevelBatch = tuple[list[Tensor], list[Geometry]]
-"""Feature maps (B, C_l, H_l, W_l) per level, and the geometry of each image."""
+
+
+@dataclass(frozen=True)
+class LevelBatch:
+    """Feature maps of a batch of images.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the images, in errors.
+    maps : list of Tensor of shape (B, C_l, H_l, W_l)
+        Per level, on the network's device.
+    geometries : list of Geometry
+    training_index : Tensor of shape (B,), int64, or None
+        Which training images they are; -1: none of these. None: no image is.
+    """
+
+    names: list[str]
+    maps: list[Tensor]
+    geometries: list[Geometry]
+    training_index: Tensor | None = None
 
 
 @dataclass
 class _Image:
     """An image before its pass through the network."""
 
-    geometry: Geometry
+    name: str
+    details: ViewDetails
     view: Tensor | None = None  # (3, H, W)
-    maps: list[Tensor] | None = None  # (1, C_l, H_l, W_l) each, if cached
+    cached: CachedImage | None = None
     key: str | None = None
+    training_index: int = UNKNOWN
+    fingerprint: str | None = None
 
 
 class LevelMaps:
@@ -48,33 +71,40 @@ class LevelMaps:
         Number of decoding threads.
     cache : MapCache or None
         Cache of feature maps.
+    training : TrainingImages or None
+        Images to recognize. None: those that are read are the training images.
     """
 
     def __init__(
-        self, images: ImageSequence, extractor: FeatureExtractor, n_workers: int, cache: MapCache | None
+        self,
+        images: ImageSequence,
+        extractor: FeatureExtractor,
+        n_workers: int,
+        cache: MapCache | None,
+        training: TrainingImages | None = None,
     ) -> None:
         self.images, self.extractor, self.n_workers, self.cache = images, extractor, n_workers, cache
+        self.training = training
         self.batch_size = inference_batch(extractor.device)
 
     def batches(self, rows: Sequence[int], *, name_all: bool = True) -> Iterator[LevelBatch]:
-        """Yield feature maps (B, C_l, H_l, W_l), on the network's device, and geometries of the images at ``rows``.
+        """Yield batches of the images at ``rows``.
 
         If an image is unusable and ``name_all``, the rest is decoded too, so that one error names all such images.
         """
-        loaded = usable(prefetch(self._tried, rows, self.n_workers), len(rows) if name_all else None)
-        for batch in in_batches(loaded, self.batch_size):
-            yield self._maps(batch), [image.geometry for image in batch]
+        for batch in in_batches(self._usable(rows, name_all=name_all), self.batch_size):
+            yield self._batch(batch)
         self.images.warn()
 
     def one_by_one(self) -> Iterator[tuple[str, LevelBatch | InvalidImageError]]:
-        """Yield the name of each image, and its feature maps (1, C_l, H_l, W_l) and geometry, or its error.
+        """Yield the name of each image, and a batch of it alone or its error.
 
         The images may be any iterable, which is advanced image by image; more than one worker reads a few ahead.
         """
         numbered = enumerate(self.images.items)
         for name, image in prefetch(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
             self.images.warn()
-            yield name, image if isinstance(image, InvalidImageError) else (self._maps([image]), [image.geometry])
+            yield name, image if isinstance(image, InvalidImageError) else self._batch([image])
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
         """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
@@ -86,28 +116,22 @@ class LevelMaps:
         store = FeatureStore(len(rows), shapes, dtype, self.extractor.device)
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
-            for maps, geometries in self.batches(rows):
-                self._check_finite(maps, rows[done : done + len(geometries)])
-                store.put(done, aggregator.pool(maps))
-                done += len(geometries)
-                bar.update(len(geometries))
+            for batch in in_batches(self._usable(rows), self.batch_size):
+                levels = self._batch(batch)
+                check_finite(
+                    levels,
+                    "its weights are finite, so the image or the backbone is at fault, not a learning rate; leave the "
+                    "image out, or use another backbone",
+                )
+                store.put(done, aggregator.pool(levels.maps))
+                store.fingerprints += [image.fingerprint for image in batch if image.fingerprint is not None]
+                done += len(batch)
+                bar.update(len(batch))
+        self.images.warn()
         return store
 
-    def _check_finite(self, maps: Sequence[Tensor], rows: Sequence[int]) -> None:
-        """Check the feature maps (B, C_l, H_l, W_l) of the images at ``rows``, whose weights are known to be finite."""
-        for level in maps:
-            if level.sum().isfinite():  # one number to look at, unless something is wrong
-                continue
-            bad = (~level.isfinite()).flatten(1).any(1).tolist()
-            for row in (row for row, is_bad in zip(rows, bad, strict=True) if is_bad):
-                raise InvalidImageError(
-                    f"{self._name(row)}: the backbone's feature maps contain NaN or infinity. Its weights are finite, "
-                    "so the image or the backbone is at fault, not a learning rate: leave this image out, or use "
-                    "another backbone"
-                )
-
-    def _name(self, index: int) -> str:
-        return item_name(self.images.items[index], index, self.images.name)
+    def _usable(self, rows: Sequence[int], *, name_all: bool = True) -> Iterator[_Image]:
+        return usable(prefetch(self._tried, rows, self.n_workers), len(rows) if name_all else None)
 
     def _tried(self, index: int) -> _Image | InvalidImageError:
         return self._named((index, self.images.items[index]))[1]
@@ -121,21 +145,39 @@ class LevelMaps:
             return name, error
 
     def _load(self, index: int, item: Any) -> _Image:
-        if self.cache is None:
-            view, geometry = self.images.view(index, item)
-            return _Image(geometry, view)
-        try:
-            key = self.cache.key(item)
-        except Exception:
-            self.images.view(index, item)  # raises an error that names the image
-            raise
-        found = self.cache.find(key)
+        name, key, found = item_name(item, index, self.images.name), None, None
+        if self.cache is not None:
+            try:
+                key = self.cache.key(item)
+            except Exception:
+                self.images.view(index, item)  # raises an error that names the image
+                raise
+            found = self.cache.find(key)
         if found is not None:
-            maps, geometry = found
-            self.images.note(index, geometry)
-            return _Image(geometry, maps=maps)
-        view, geometry = self.images.view(index, item)
-        return _Image(geometry, view, key=key)
+            self.images.note(index, name, found.details)
+            image = _Image(name, found.details, cached=found, fingerprint=found.fingerprint)
+        else:
+            view, details = self.images.view(index, item)
+            image = _Image(name, details, view, key=key)
+            if key is not None or self.training is None:
+                image.fingerprint = fingerprint(view)
+        if self.training is not None:
+            image.training_index = (
+                self.training.index_of_view(image.view)
+                if image.fingerprint is None and image.view is not None
+                else self.training.index_of(image.fingerprint or "")
+            )
+        return image
+
+    def _batch(self, batch: list[_Image]) -> LevelBatch:
+        index = [image.training_index for image in batch]
+        recognized = any(i != UNKNOWN for i in index)
+        return LevelBatch(
+            [image.name for image in batch],
+            self._maps(batch),
+            [image.details.geometry for image in batch],
+            torch.tensor(index, device=self.extractor.device) if recognized else None,
+        )
 
     def _maps(self, batch: list[_Image]) -> list[Tensor]:
         views = [image.view for image in batch if image.view is not None]
@@ -143,13 +185,34 @@ class LevelMaps:
         if self.cache is None:
             return computed
         new = iter(range(len(views)))
+        maps: list[list[Tensor]] = []
         for image in batch:
-            if image.maps is None:
-                assert image.key is not None
-                i = next(new)
-                image.maps = self.cache.store(image.key, [level[i : i + 1] for level in computed], image.geometry)
-        levels = zip(*(image.maps for image in batch if image.maps is not None), strict=True)
+            if image.cached is not None:
+                maps.append(image.cached.maps)
+                continue
+            assert image.key is not None
+            assert image.fingerprint is not None
+            i = next(new)
+            of_image = CachedImage([level[i : i + 1] for level in computed], image.details, image.fingerprint)
+            maps.append(self.cache.store(image.key, of_image))
+        levels = zip(*maps, strict=True)
         return [torch.cat(level).to(self.extractor.device).float() for level in levels]
+
+
+def check_finite(batch: LevelBatch, cause: str) -> None:
+    """Check the feature maps of a batch; errors end with the possible causes.
+
+    Raises
+    ------
+    InvalidImageError
+        NaN or infinity in the maps of an image, which is named.
+    """
+    for level in batch.maps:
+        if level.sum().isfinite():  # one number to look at, unless something is wrong
+            continue
+        for name, finite in zip(batch.names, level.isfinite().flatten(1).all(1).tolist(), strict=True):
+            if not finite:
+                raise InvalidImageError(f"{name}: the backbone's feature maps contain NaN or infinity: {cause}")
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:

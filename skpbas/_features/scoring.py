@@ -3,50 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skpbas._features.extraction import LevelMaps
+from skpbas._features.extraction import LevelBatch, LevelMaps, check_finite
 from skpbas._inputs.images import Geometry
 from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 from skpbas.errors import InvalidImageError
 
 T = TypeVar("T")
-ScoredBatch = tuple[Tensor, list[Geometry]]
-"""Patch scores (B, P) and the geometry of each image."""
 
 
-def iter_patch_scores(model: PBASModel, level_maps: LevelMaps, *, name_all: bool = True) -> Iterator[ScoredBatch]:
-    """Yield the patch scores of a sequence of images in batches; errors name the first or all unusable images."""
-    for feature_maps, geometries in level_maps.batches(range(len(level_maps.images)), name_all=name_all):
-        yield model.patch_scores(feature_maps), geometries
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Scores of a batch of images.
+
+    Attributes
+    ----------
+    patch_scores : Tensor of shape (B, P)
+    sample_scores : list of float
+        ``score_samples``: minus the image scores.
+    geometries : list of Geometry
+    """
+
+    patch_scores: Tensor
+    sample_scores: list[float]
+    geometries: list[Geometry]
+
+
+def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
+    """Return the scores of a batch; a training image is scored as if it were new.
+
+    Raises
+    ------
+    InvalidImageError
+        A score is not finite; the message names the image.
+    """
+    patch_scores = model.patch_scores(batch.maps, batch.training_index)
+    image_scores = model.image_scores(patch_scores).cpu().double()
+    for name, finite, value in zip(batch.names, image_scores.isfinite(), image_scores, strict=True):
+        if not finite:
+            check_finite(batch, "the image or the weights of the backbone are at fault")
+            raise InvalidImageError(
+                f"{name}: its score is {-float(value)}, although its feature maps are finite: the weights of the "
+                "projector, the discriminator or the exemplars are at fault; fit again"
+            )
+    return ScoredBatch(patch_scores, (-image_scores).tolist(), batch.geometries)
+
+
+def iter_scored(model: PBASModel, level_maps: LevelMaps, *, name_all: bool = True) -> Iterator[ScoredBatch]:
+    """Yield the scores of a sequence of images in batches; errors name the first or all unusable images."""
+    for batch in level_maps.batches(range(len(level_maps.images)), name_all=name_all):
+        yield score(model, batch)
 
 
 def iter_stream(model: PBASModel, level_maps: LevelMaps) -> Iterator[tuple[str, ScoredBatch | InvalidImageError]]:
-    """Yield the name of each image of an iterable, and its patch scores or its error."""
+    """Yield the name of each image of an iterable, and its scores or its error."""
     for name, loaded in level_maps.one_by_one():
         if isinstance(loaded, InvalidImageError):
             yield name, loaded
-        else:
-            yield name, (model.patch_scores(loaded[0]), loaded[1])
+            continue
+        try:
+            scored: ScoredBatch | InvalidImageError = score(model, loaded)
+        except InvalidImageError as error:
+            scored = error
+        yield name, scored
 
 
 def raised(stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]]) -> Iterator[ScoredBatch]:
-    """Yield the patch scores of a stream, and raise its first error."""
+    """Yield the scores of a stream, and raise its first error."""
     for _, scored in stream:
         if isinstance(scored, InvalidImageError):
             raise scored
         yield scored
 
 
-def image_scores(model: PBASModel, scored: Iterator[ScoredBatch]) -> NDArray[np.float64]:
+def sample_scores(scored: Iterator[ScoredBatch]) -> NDArray[np.float64]:
     """Return the ``score_samples`` of scored batches: (n,), higher for more normal images."""
     with callers_modes_left(grad=False):
-        return -np.concatenate([model.image_scores(scores).cpu().double().numpy() for scores, _ in scored])
+        return np.concatenate([batch.sample_scores for batch in scored])
 
 
 def iter_results(
@@ -70,8 +110,7 @@ def apart_from_caller(results: Iterator[T]) -> Iterator[T]:
 def _iter_results(
     model: PBASModel, scored: Iterator[ScoredBatch], to_input: bool
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
-    for scores, geometries in scored:
-        anomaly_maps = model.anomaly_maps(scores).cpu()
-        sample_scores = (-model.image_scores(scores).cpu().double()).tolist()
-        for score, anomaly_map, geometry in zip(sample_scores, anomaly_maps, geometries, strict=True):
-            yield score, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
+    for batch in scored:
+        anomaly_maps = model.anomaly_maps(batch.patch_scores).cpu()
+        for value, anomaly_map, geometry in zip(batch.sample_scores, anomaly_maps, batch.geometries, strict=True):
+            yield value, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()

@@ -48,6 +48,11 @@ class FeatureStore:
     budget : int
         Largest size in memory, in bytes.
 
+    Attributes
+    ----------
+    fingerprints : list of str
+        Of the images, in their order, if they are known.
+
     Raises
     ------
     StorageError
@@ -68,6 +73,7 @@ class FeatureStore:
         self.device = _storage_device(nbytes, device or torch.device("cpu"))
         self.mapped = self.device.type == "cpu" and nbytes > budget
         self._levels = [self._allocate(shape, dtype) for shape in whole]
+        self.fingerprints: list[str] = []
 
     def __len__(self) -> int:
         return len(self._levels[0])

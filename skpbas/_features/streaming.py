@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from skpbas._features.scoring import (
     ScoredBatch,
     apart_from_caller,
-    image_scores,
-    iter_patch_scores,
     iter_results,
+    iter_scored,
     iter_stream,
     raised,
 )
@@ -100,7 +98,7 @@ class StreamingMixin:
         items, model = check_stream(X), now.model_
         level_maps = now._level_maps(items, model.extractor, now._reading)
         if hasattr(items, "__getitem__"):
-            scored = iter_patch_scores(model, level_maps, name_all=False)
+            scored = iter_scored(model, level_maps, name_all=False)
         else:
             scored = raised(iter_stream(model, level_maps))
         return iter_results(model, scored, to_input=size == "input")
@@ -160,16 +158,11 @@ def _results(
     maps: bool,
 ) -> Iterator[Result]:
     for index, (name, scored) in enumerate(stream):
-        try:
-            if isinstance(scored, InvalidImageError):
-                raise scored
-            score = float(image_scores(model, iter([scored]))[0])
-            if not math.isfinite(score):
-                raise InvalidImageError(f"{name}: the detector's score is {score}, not a finite number")
-        except InvalidImageError as error:
+        if isinstance(scored, InvalidImageError):
             if not skip:
-                raise
-            yield Result(index, name, None, None, error=str(error))
+                raise scored
+            yield Result(index, name, None, None, error=str(scored))
             continue
-        anomaly_map = model.anomaly_maps(scored[0]).cpu()[0].numpy() if maps else None
-        yield Result(index, name, score, -1 if score < offset else 1, map=anomaly_map)
+        (score,) = scored.sample_scores
+        anomaly_map = model.anomaly_maps(scored.patch_scores).cpu()[0].numpy() if maps else None
+        yield Result(index, name, score, 1 if score >= offset else -1, map=anomaly_map)

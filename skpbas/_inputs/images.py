@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skpbas._inputs.decoding import (
-    Decoded,
     channels_last,
     check_regular_file,
     check_values,
@@ -118,6 +117,22 @@ class Geometry:
         return anomaly_map
 
 
+@dataclass(frozen=True)
+class ViewDetails:
+    """What is known of the model's view of an image besides its pixels.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    transparent, more_frames : bool
+        What decoding left out: see :class:`~skpbas._inputs.decoding.Decoded`.
+    """
+
+    geometry: Geometry
+    transparent: bool = False
+    more_frames: bool = False
+
+
 class ImageSequence:
     """Checked images, decoded one at a time on request.
 
@@ -155,10 +170,11 @@ class ImageSequence:
 
     def load(self, index: int) -> tuple[Tensor, Geometry]:
         """Return the model's view of an image, (3, H, W) uint8 or float32 in [0, 1], and its geometry."""
-        return self.view(index, self.items[index])
+        view, details = self.view(index, self.items[index])
+        return view, details.geometry
 
-    def view(self, index: int, item: Any) -> tuple[Tensor, Geometry]:
-        """Return the model's view and the geometry of an item of the sequence."""
+    def view(self, index: int, item: Any) -> tuple[Tensor, ViewDetails]:
+        """Return the model's view of an item of the sequence, and its details."""
         name = item_name(item, index, self.name)
         decoded = decode(item, name)
         height, width = decoded.pixels.shape[:2]
@@ -168,20 +184,18 @@ class ImageSequence:
                 "stride at its deepest layer; pass a single image as X[None]"
             )
         geometry = Geometry.of((height, width), self.image_size, self.resize)
-        self.note(index, geometry)
-        self._note_omissions(index, name, decoded)
+        details = ViewDetails(geometry, decoded.transparent, decoded.more_frames)
+        self.note(index, name, details)
         channels = torch.from_numpy(_for_torch(decoded.pixels)).movedim(-1, 0)
-        return geometry.view(channels).expand(3, -1, -1), geometry
+        return geometry.view(channels).expand(3, -1, -1), details
 
-    def note(self, index: int, geometry: Geometry) -> None:
-        """Record how much of an image the crop leaves out."""
-        if geometry.unseen > _CROP_WARNING_SHARE:
-            self._cropped[index] = geometry.unseen
-
-    def _note_omissions(self, index: int, name: str, decoded: Decoded) -> None:
-        if decoded.transparent:
+    def note(self, index: int, name: str, details: ViewDetails) -> None:
+        """Record what the view of an image leaves out."""
+        if details.geometry.unseen > _CROP_WARNING_SHARE:
+            self._cropped[index] = details.geometry.unseen
+        if details.transparent:
             self._transparent[index] = name
-        if decoded.more_frames:
+        if details.more_frames:
             self._more_frames[index] = name
 
     def warn(self, stacklevel: int = 4) -> None:

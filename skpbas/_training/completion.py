@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import discriminator_precision, inference_batch
 from skpbas.core.model import PBASModel
 from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, FusedScorer, PatchScorer
+from skpbas.errors import TrainingError
 
 
 class Completion:
@@ -49,8 +51,17 @@ class Completion:
         """Threshold on ``score_samples``."""
         scorer, contamination = self.model.patch_scorer, self.settings.contamination
         if contamination == "auto":
-            return estimate_offset(self.features, scorer, self.settings, stop_after=self.head.n_epochs)
-        return float(np.quantile(score_stored(self.features, scorer), float(contamination)))
+            offset = estimate_offset(self.features, scorer, self.settings, stop_after=self.head.n_epochs)
+        elif isinstance(scorer, FusedScorer):  # it scored the training images as if they were new
+            offset = float(np.quantile(-scorer.training_scores.cpu().double().numpy(), float(contamination)))
+        else:
+            offset = float(np.quantile(score_stored(self.features, scorer), float(contamination)))
+        if not math.isfinite(offset):
+            raise TrainingError(
+                f"the threshold is {offset}, although features and losses are finite: the scores of the training "
+                "images are out of range; lower projector_lr and discriminator_lr"
+            )
+        return offset
 
 
 def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> PatchScorer:

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -149,14 +150,22 @@ def test_an_array_of_which_one_image_is_bad_is_streamed(fitted, good_images):
 
 
 def test_a_score_that_is_not_finite_is_an_error_and_not_a_label(fitted, good_images):
-    detector = pickle.loads(pickle.dumps(fitted))
+    damaged_backbone, damaged_head = (pickle.loads(pickle.dumps(fitted)) for _ in range(2))
     with torch.no_grad():
-        next(p for p in detector.model_.parameters() if p.dtype.is_floating_point).fill_(float("nan"))
-    result = next(detector.score_stream(good_images, on_error="skip"))
-    assert (result.score, result.label) == (None, None)
-    assert "images[0]: the detector's score is nan" in result.error
-    with pytest.raises(InvalidImageError, match="score is nan"):
-        next(detector.score_stream(good_images))
+        next(damaged_backbone.model_.extractor.parameters()).fill_(float("nan"))
+        damaged_head.model_.patch_scorer.discriminator.output.fill_(float("nan"))
+    for detector, message in (
+        (damaged_backbone, r"\[0\]: the backbone's feature maps contain NaN or infinity: .* weights of the backbone"),
+        (damaged_head, r"\[0\]: its score is nan, although its feature maps are finite: .* fit again"),
+    ):
+        result = next(detector.score_stream(good_images, on_error="skip"))
+        assert (result.score, result.label) == (None, None)
+        assert re.search("images" + message, result.error)
+        with pytest.raises(InvalidImageError, match=message):
+            next(detector.score_stream(good_images))
+        for method in (detector.predict, detector.decision_function, detector.anomaly_map):
+            with pytest.raises(InvalidImageError, match="X" + message):
+                method(good_images[:2])
 
 
 def test_errors_of_the_iterable_are_raised(fitted, good_images):

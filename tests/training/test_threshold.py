@@ -88,6 +88,16 @@ def test_few_images_have_a_finite_threshold_below_their_own_scores(n_images):
     assert (detector.predict(images) == 1).all()
 
 
+@pytest.mark.parametrize("share", [0.05, 0.25])
+def test_contamination_flags_that_share_of_training_images_and_no_more_of_unseen_ones(share):
+    images, unseen = textured_images(40), textured_images(60, seed=1)
+    detector = small_detector(max_epochs=10, contamination=share, precision="float32")
+    detector = detector.set_params(backbone="embedded").fit(images)
+    assert (detector.predict(images) == -1).sum() == round(share * len(images))
+    error = np.sqrt(share * (1 - share) * (1 / len(images) + 1 / len(unseen)))
+    assert (detector.predict(unseen) == -1).mean() <= share + 2 * error
+
+
 def test_contamination_does_not_change_the_scores():
     images = textured_images(10)
     auto, fixed = (small_detector(max_epochs=2, contamination=c).fit(images) for c in ("auto", 0.1))
