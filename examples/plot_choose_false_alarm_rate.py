@@ -45,7 +45,6 @@ detector = PBASDetector(
     "embedded",
     image_size=64,
     max_epochs=12,
-    contamination=0.1,
     device="cpu",
     random_state=0,
 )

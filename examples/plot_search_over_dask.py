@@ -53,7 +53,6 @@ detector = PBASDetector(
     "embedded",
     image_size=64,
     max_epochs=6,
-    contamination=0.1,
     device="cpu",
     random_state=0,
 )

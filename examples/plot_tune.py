@@ -54,7 +54,6 @@ with TemporaryDirectory() as memory:
         "embedded",
         image_size=96,
         max_epochs=15,
-        contamination=0.1,
         memory=memory,
         device="cpu",
         random_state=0,

@@ -24,7 +24,7 @@ from skpbas._inputs.parameters import WholeNumber, draw_seed
 from skpbas._inputs.targets import normal_rows
 from skpbas._training.pickling import SealingMixin
 from skpbas._training.snapshots import SnapshotMixin
-from skpbas.errors import CalibrationError
+from skpbas.errors import CalibrationError, InvalidImageError
 
 __all__ = ["ConformalThreshold"]
 
@@ -215,9 +215,23 @@ class ConformalThreshold(
         Returns
         -------
         ndarray of shape (n,), float64
+
+        Raises
+        ------
+        InvalidImageError
+            The detector's score of a sample is not finite; the message names the first.
         """
         check_is_fitted(self)
-        return np.asarray(self.detector_.score_samples(X), dtype=np.float64)
+        detector = self.detector_
+        scores = np.asarray(detector.score_samples(X), dtype=np.float64)
+        if not np.isfinite(scores).all():
+            first = int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise InvalidImageError(
+                f"X[{first}]: the score of {type(detector).__name__} is {scores[first]} "
+                f"({np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite): check the sample "
+                "and the detector"
+            )
+        return scores
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.

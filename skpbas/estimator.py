@@ -129,8 +129,9 @@ class PBASDetector(
         Standard deviation of the Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
         Sets ``offset_``. "auto": about 1 in 100 unseen normal images is flagged, as estimated from the training images,
-        each scored by the exemplars of the others; without "fused", a second training on one half of the images shows
-        how the other half scores. A float: that share of the training images is flagged.
+        each scored as if it were new; without "fused", a second training on one half of the images shows how the other
+        half scores. A float: that share of the training images is flagged; with "fused" about as many unseen ones or
+        fewer, otherwise more.
 
     Runtime
         Where and how it computes.
@@ -187,6 +188,9 @@ class PBASDetector(
     ``fit`` runs the backbone once over the images and stores features: at 256 pixels and in float16 0.5 MiB per image
     for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a few
     images at a time on a CPU, and 32 on a GPU.
+
+    With "fused", a training image is recognized by its pixels and scored as if it were new: the exemplars among its own
+    patches do not count.
 
     ``set_callbacks`` (scikit-learn 1.9 or newer) registers callbacks that see every epoch and may end the training: see
     "Callbacks" in the user guide.

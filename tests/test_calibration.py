@@ -230,6 +230,16 @@ def test_non_finite_scores_are_an_error(bad):
         ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=0.1).fit(scores[:, None])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_neither_normal_nor_anomalous(bad):
+    threshold = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=0.1)
+    threshold.fit(np.arange(40.0)[:, None])
+    X = np.array([[7.0], [bad], [bad]])
+    for method in (threshold.predict, threshold.p_values, threshold.decision_function, threshold.score_samples):
+        with pytest.raises(InvalidImageError, match=rf"X\[1\]: the score of .* is {bad} \(2 of 3 scores"):
+            method(X)
+
+
 @pytest.mark.parametrize(
     ("parameters", "name"),
     [

@@ -316,7 +316,7 @@ def metric_table(
         "pixel AP": pixels["pixel_ap"],
         "PRO (to FPR 0.3)": pixels["pixel_pro"],
     }
-    flagged, normal = predictions.margins < 0, labels == 1
+    flagged, normal = ~(predictions.margins >= 0), labels == 1
     rows = [(name, f"{value:.3f}") for name, value in values.items()]
     counts = [
         ("false alarms", f"{int((flagged & normal).sum())} of {int(normal.sum())} normal images"),
@@ -332,7 +332,7 @@ def decision_table(names: Sequence[str], margins: NDArray[np.float64]) -> list[s
 
 
 def _decision(margin: float) -> str:
-    return "anomalous" if margin < 0 else "normal"
+    return "normal" if margin >= 0 else "anomalous"
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:

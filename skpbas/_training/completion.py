@@ -52,15 +52,10 @@ class Completion:
         scorer, contamination = self.model.patch_scorer, self.settings.contamination
         if contamination == "auto":
             offset = estimate_offset(self.features, scorer, self.settings, stop_after=self.head.n_epochs)
-        elif isinstance(scorer, FusedScorer):  # it scored the training images as if they were new
-            offset = float(np.quantile(-scorer.training_scores.cpu().double().numpy(), float(contamination)))
         else:
-            offset = float(np.quantile(score_stored(self.features, scorer), float(contamination)))
+            offset = float(np.quantile(training_scores(self.features, scorer), float(contamination)))
         if not math.isfinite(offset):
-            raise TrainingError(
-                f"the threshold is {offset}, although features and losses are finite: the scores of the training "
-                "images are out of range; lower projector_lr and discriminator_lr"
-            )
+            raise TrainingError(f"the threshold is {offset}, although the scores of the training images are finite")
         return offset
 
 
@@ -90,6 +85,26 @@ def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) 
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def training_scores(features: TrainingFeatures, scorer: PatchScorer) -> NDArray[np.float64]:
+    """Return ``score_samples`` of the training images (n,), by the fused score as if they were new.
+
+    Raises
+    ------
+    TrainingError
+        A score is not finite.
+    """
+    if isinstance(scorer, FusedScorer):
+        scores = -scorer.training_scores.cpu().double().numpy()
+    else:
+        scores = score_stored(features, scorer)
+    if n_bad := np.count_nonzero(~np.isfinite(scores)):
+        raise TrainingError(
+            f"the scores of {n_bad} of {len(scores)} training images are not finite, although features and losses are: "
+            "lower projector_lr and discriminator_lr"
+        )
+    return scores
+
+
 def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: bool = False) -> NDArray[np.float64]:
     """Return ``score_samples`` of images, computed from their stored features.
 
@@ -107,10 +122,10 @@ def estimate_offset(
 
     ``stop_after``: number of epochs after which to stop the training of a second head.
     """
-    if isinstance(scorer, FusedScorer):  # it scored the training images as if they were new
-        return offset_of_ratios(scorer.training_scores.cpu().double().numpy())
-    halves = score_halves(features, settings, stop_after=stop_after)
-    return auto_offset(score_stored(features, scorer, as_new=True), halves)
+    scores = training_scores(features, scorer)
+    if isinstance(scorer, FusedScorer):
+        return offset_of_ratios(-scores)
+    return auto_offset(scores, score_halves(features, settings, stop_after=stop_after))
 
 
 def score_halves(

@@ -237,6 +237,7 @@ def score_images(
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got a single one, {str(uris)!r}")
     if not isinstance(uris, Iterable):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got {type(uris).__name__}")
+    detector = detector._snapshot() if hasattr(detector, "_snapshot") else detector  # not changed by a later fit
     run = _Run(detector, _resolved(client), int(max_in_flight) if max_in_flight else None)
     names = _names(uris)
     if output is None:
@@ -405,7 +406,7 @@ def _stream(run: _Run, names: Iterator[str], batch_size: int, offset: float) -> 
     for scored in run.scored(batches()):
         for i, (uri, score) in enumerate(zip(scored.uris, scored.scores.tolist(), strict=True)):
             error = scored.errors.get(i)
-            label = None if error is not None else (-1 if score - offset < 0 else 1)
+            label = None if error is not None else (1 if score - offset >= 0 else -1)
             yield ImageResult(scored.first + i, uri, score, score - offset, label, error)
 
 

@@ -143,7 +143,7 @@ class ResultFolder:
         """Write a complete part and return the metadata of its file."""
         arrow, failed = self._arrow, np.isin(np.arange(len(part.uris)), list(part.errors))
         decisions = part.scores - self.offset
-        labels = np.where(decisions < 0, -1, 1).astype(np.int8)
+        labels = np.where(decisions >= 0, 1, -1).astype(np.int8)
         metadata = self._metadata(part.uris)
         metadata |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
         errors = [_as_text(part.errors[i]) if i in part.errors else None for i in range(len(part.uris))]

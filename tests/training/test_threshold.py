@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import small_detector, textured_images
 
 from skpbas._training.threshold import auto_offset, offset_of_ratios
+from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
+from skpbas.errors import TrainingError
 
 
 def gumbel(rng, n, mean=0.0, std=1.0):
@@ -96,6 +99,20 @@ def test_contamination_flags_that_share_of_training_images_and_no_more_of_unseen
     assert (detector.predict(images) == -1).sum() == round(share * len(images))
     error = np.sqrt(share * (1 - share) * (1 / len(images) + 1 / len(unseen)))
     assert (detector.predict(unseen) == -1).mean() <= share + 2 * error
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+@pytest.mark.parametrize("patch_score", ["fused", "discriminator"])
+def test_fit_refuses_training_scores_that_are_not_finite(contamination, patch_score, monkeypatch):
+    def overflowing(scorer, scores):
+        return torch.full((len(scores),), torch.inf)
+
+    for kind in (FusedScorer, DiscriminatorScorer):
+        monkeypatch.setattr(kind, "image_scores", overflowing)
+    detector = small_detector(max_epochs=1, patch_score=patch_score, contamination=contamination)
+    with pytest.raises(TrainingError, match=r"scores of 6 of 6 training images are not finite.*lower projector_lr and"):
+        detector.fit(textured_images(6))
+    assert not hasattr(detector, "offset_")
 
 
 def test_contamination_does_not_change_the_scores():
