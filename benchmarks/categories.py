@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skpbas import PBASDetector
+from skpbas._features.reading import Reading
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
 from skpbas.core.backbones import FeatureExtractor
@@ -93,10 +94,13 @@ def masks_at_map_size(masks: Any, images: Any, map_shape: tuple[int, int], resiz
 def load_features(name: str, data: Path, detector: PBASDetector) -> Features:
     """Run the detector's backbone on a category; its ``memory`` keeps the feature maps across runs."""
     images = load_images(name, data)
-    extractor = detector._make_extractor(torch.Generator().manual_seed(0))
+    reading, _ = Reading.planned(detector, images.train, np.arange(len(images.train)))
+    extractor = detector._make_extractor(torch.Generator().manual_seed(0), reading)
 
     def stored(items: Any) -> FeatureStore:
-        return detector._level_maps(items, extractor).store(range(len(items)), torch.float16, show_progress=False)
+        return detector._level_maps(items, extractor, reading).store(
+            range(len(items)), torch.float16, show_progress=False
+        )
 
     test = [part.float() for part in stored(images.test).get(torch.arange(len(images.test)))]
     masks = masks_at_map_size(images.masks, images.test, extractor.image_size, detector.resize)

@@ -31,6 +31,7 @@ from scipy.stats import kendalltau, spearmanr
 from sklearn.model_selection import GridSearchCV
 
 from skpbas import PBASDetector
+from skpbas._features.reading import Reading
 from skpbas._inputs.images import check_images
 from skpbas.core.devices import resolve_device
 from skpbas.datasets import load_mvtec
@@ -137,8 +138,9 @@ def agreement(true: np.ndarray, generated: np.ndarray) -> dict[str, float | None
 
 def extraction_seconds(detector: PBASDetector, X: list[Path]) -> float:
     """Return the time of decoding each image once and running the backbone on it, without a cache."""
-    extractor = detector._make_extractor(torch.Generator().manual_seed(0)).to(resolve_device("auto"))
-    level_maps = detector._level_maps(check_images(X), extractor)
+    reading, items = Reading.planned(detector, check_images(X), np.arange(len(X)))
+    extractor = detector._make_extractor(torch.Generator().manual_seed(0), reading).to(resolve_device("auto"))
+    level_maps = detector._level_maps(items, extractor, reading)
     start = time.perf_counter()
     for _ in level_maps.batches(range(len(X))):
         pass

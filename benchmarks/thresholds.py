@@ -43,6 +43,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.frozen import FrozenEstimator
 
 from skpbas import PBASDetector
+from skpbas._features.reading import Reading
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
 from skpbas._training.completion import estimate_offset, new_scorer, score_halves, score_stored
@@ -114,9 +115,10 @@ class Bench:
     def __init__(self, category: Category, detector: PBASDetector, seed: int) -> None:
         self.category, self.seed = category, seed
         self.settings: TrainingSettings = detector._training_settings()
-        self.extractor: FeatureExtractor = detector._make_extractor(torch.Generator().manual_seed(seed))
         items = [*category.pool, *category.normal, *category.anomalous]
-        level_maps = detector._level_maps(items, self.extractor)
+        reading, _ = Reading.planned(detector, items, np.arange(len(category.pool)))
+        self.extractor: FeatureExtractor = detector._make_extractor(torch.Generator().manual_seed(seed), reading)
+        level_maps = detector._level_maps(items, self.extractor, reading)
         self.store: FeatureStore = level_maps.store(range(len(items)), torch.float16, show_progress=False)
         self.n_pool = len(category.pool)
         self.order = torch.randperm(self.n_pool, generator=torch.Generator().manual_seed(seed))

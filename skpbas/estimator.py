@@ -16,15 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skpbas._compat import CallbackSupportMixin, with_callbacks
-from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
-from skpbas._features.recognition import Reading, TrainingImages
+from skpbas._features.reading import Reading
+from skpbas._features.recognition import TrainingImages
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
-from skpbas._inputs.images import ImageSequence, check_images
-from skpbas._inputs.parameters import CONSTRAINTS, check_layers, draw_seed, height_and_width, n_threads, odd
+from skpbas._inputs.images import check_images
+from skpbas._inputs.parameters import CONSTRAINTS, check_layers, draw_seed, odd
 from skpbas._inputs.targets import normal_rows
 from skpbas._training.callbacks import FitTasks
 from skpbas._training.completion import Completion
@@ -75,10 +75,12 @@ class PBASDetector(
     Input
         How images are brought to the network.
     image_size : int or (int, int), default=256
-        Side, or height and width, of the network's input in pixels.
-    resize : {"stretch", "crop"}, default="stretch"
-        "stretch": the whole image is resized to ``image_size``; "crop": its shorter side is, and the center is cut out
-        (as in the paper; the same for square images).
+        Side, or height and width, of the network's input in pixels. Cost and memory grow with its area.
+    resize : {"aspect", "stretch", "crop"}, default="aspect"
+        "aspect": a single ``image_size`` s stands for about s x s pixels in the median aspect ratio of the training
+        images (sides are multiples of 16, at most 4 : 1), and each image is resized to that; "stretch": to s x s;
+        "crop": its shorter side is resized to s, and the center is cut out (as in the paper). They are the same for
+        square images.
 
     Method
         Centers, synthesis and the two networks that are trained.
@@ -236,7 +238,7 @@ class PBASDetector(
         patch_size: int = 3,
         feature_dim: int | str = "auto",
         image_size: int | tuple[int, int] = 256,
-        resize: str = "stretch",
+        resize: str = "aspect",
         center_init: str = "alignment",
         center_momentum: float = 0.1,
         synthesis: str | None = "ray",
@@ -349,10 +351,11 @@ class PBASDetector(
         tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
-            extractor = self._make_extractor(generator).to(device)
-            level_maps = self._level_maps(items, extractor)
+            reading, items = Reading.planned(self, items, rows)
+            extractor = self._make_extractor(generator, reading).to(device)
+            level_maps = self._level_maps(items, extractor, reading)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
-        reading = Reading(self.resize, self.precision, TrainingImages(store.fingerprints))
+        reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
         every = torch.arange(len(rows), device="cpu")
         features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory)
@@ -468,19 +471,14 @@ class PBASDetector(
     def _level_maps(
         self, items: Any, extractor: FeatureExtractor, reading: Reading | None = None, name: str = "X"
     ) -> LevelMaps:
-        reading = reading or Reading(self.resize, self.precision)
-        images = ImageSequence(
-            items, image_size=extractor.image_size, resize=reading.resize, smallest=extractor.stride, name=name
-        )
-        dtype = STORED_DTYPES[reading.precision]
-        cache = MapCache.of(self.memory, extractor, reading.resize, dtype, writes=not self._opened)
-        return LevelMaps(images, extractor, n_threads(self.n_jobs), cache, reading.training)
+        reading = reading or Reading.of(self)
+        return reading.level_maps(items, extractor, self, name=name, writes=not self._opened)
 
-    def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:
+    def _make_extractor(self, generator: torch.Generator, reading: Reading | None = None) -> FeatureExtractor:
         layers = check_layers(self.layers)
         return FeatureExtractor(
             build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose)),
-            image_size=height_and_width(self.image_size),
+            image_size=(reading or Reading.of(self)).image_size,
             patch_size=odd(self.patch_size),
             feature_dim=self.feature_dim,
             precision=torch.bfloat16 if self.precision == "bfloat16" else torch.float32,

@@ -62,7 +62,7 @@ class MapCache:
 
     def __init__(self, folder: EntryFolder, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
         self.folder, self.dtype, self.extractor, self.resize = folder, dtype, extractor, resize
-        settings = (extractor.image_size, resize, str(extractor.precision), str(dtype))
+        settings = (extractor.image_size, resize == "crop", str(extractor.precision), str(dtype))
         self._network = digest_of(network_digest(extractor.backbone), repr(settings))
 
     @classmethod

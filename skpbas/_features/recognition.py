@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -50,20 +49,3 @@ class TrainingImages:
     def index_of(self, of_image: str) -> int:
         """Return the index of the training image with this fingerprint, or UNKNOWN."""
         return self._indices.get(of_image, UNKNOWN)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How ``fit`` read images, and which ones; prediction reads alike whatever the parameters are by then.
-
-    Attributes
-    ----------
-    resize, precision : str
-        The parameters.
-    training : TrainingImages or None
-        None in ``fit`` itself.
-    """
-
-    resize: str
-    precision: str
-    training: TrainingImages | None = None

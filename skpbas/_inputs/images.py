@@ -38,6 +38,7 @@ _EXPECTED = (
 _SHOWN_FILES = 10
 _LARGEST_RESIZED = 16  # in views: of longer images only the part around the view is resized
 _CROP_WARNING_SHARE = 0.05
+_ASPECT_WARNING = math.log(1.5)
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Geometry:
 
     @classmethod
     def of(cls, input_shape: tuple[int, int], view_shape: tuple[int, int], resize: str) -> Geometry:
-        """Return the geometry of an image: "stretch" shows all of it, "crop" its center."""
-        if resize == "stretch":
+        """Return the geometry of an image: "aspect" and "stretch" show all of it, "crop" its center."""
+        if resize != "crop":
             return cls(input_shape, view_shape, (0, 0), view_shape)
         scale = max(view_shape[0] / input_shape[0], view_shape[1] / input_shape[1])
         height = max(view_shape[0], int(input_shape[0] * scale + 1e-6))
@@ -142,11 +143,13 @@ class ImageSequence:
         Return value of :func:`check_images` or :func:`check_stream`.
     image_size : (int, int)
         Height and width of the model's input, in pixels.
-    resize : {"stretch", "crop"}
+    resize : {"aspect", "stretch", "crop"}
     smallest : int
         Smallest allowed side of an image, in pixels: the network's stride.
     name : str
         Name of the sequence in errors.
+    aspect : float or None
+        Height / width of the training images: a warning names images that differ from it much.
 
     Raises
     ------
@@ -154,12 +157,23 @@ class ImageSequence:
         By :meth:`load`, for an unusable image.
     """
 
-    def __init__(self, items: Any, *, image_size: tuple[int, int], resize: str, smallest: int, name: str = "X") -> None:
+    def __init__(
+        self,
+        items: Any,
+        *,
+        image_size: tuple[int, int],
+        resize: str,
+        smallest: int,
+        name: str = "X",
+        aspect: float | None = None,
+    ) -> None:
         self.items = items
         self.image_size = image_size
         self.resize = resize
         self.smallest = smallest
         self.name = name
+        self.aspect = aspect
+        self._distorted: dict[int, str] = {}
         self._cropped: dict[int, float] = {}
         self._transparent: dict[int, str] = {}
         self._more_frames: dict[int, str] = {}
@@ -193,6 +207,9 @@ class ImageSequence:
         """Record what the view of an image leaves out."""
         if details.geometry.unseen > _CROP_WARNING_SHARE:
             self._cropped[index] = details.geometry.unseen
+        height, width = details.geometry.input_shape
+        if self.aspect is not None and abs(math.log(height / width / self.aspect)) > _ASPECT_WARNING:
+            self._distorted[index] = f"{name}, {height} x {width}"
         if details.transparent:
             self._transparent[index] = name
         if details.more_frames:
@@ -203,12 +220,19 @@ class ImageSequence:
         cropped, self._cropped = self._cropped, {}  # a stream may be endless, so nothing is kept
         transparent, self._transparent = self._transparent, {}
         more_frames, self._more_frames = self._more_frames, {}
+        distorted, self._distorted = self._distorted, {}
         total = f"{len(self.items)} images" if hasattr(self.items, "__len__") else "the images"
         texts = {}
         if cropped:
             texts["crop"] = (
                 f'resize="crop" discards up to {max(cropped.values()):.0%} of the area of {len(cropped)} of {total}; '
                 'resize="stretch" uses whole images'
+            )
+        if distorted:
+            texts["aspect"] = (
+                f"{len(distorted)} of {total} are distorted, because their aspect ratio differs by more than a factor "
+                f"1.5 from {self.aspect:.3g} : 1 (height : width), the median of the training images; the first is "
+                f"{distorted[min(distorted)]}. Pass images of one aspect ratio, for example crops of the part"
             )
         if transparent:
             texts["alpha"] = (
