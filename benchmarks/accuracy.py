@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 import skpbas
 from skpbas import PBASDetector
 from skpbas.core.backbones.embedded import EmbeddedBackbone
-from skpbas.metrics import image_ap, image_auroc, pixel_metrics
+from skpbas.metrics import image_ap, image_auroc, image_partial_auroc, miss_rate, pixel_metrics
 
 UNTRAINED = "embedded-untrained"  # the embedded architecture with random weights, for comparison
 
@@ -38,6 +38,10 @@ COLUMNS = {
     "pixel_auroc": "P-AUROC",
     "pixel_ap": "P-AP",
     "pixel_pro": "PRO",
+    "misses_at_1": "miss 1 %",
+    "misses_at_2": "miss 2 %",
+    "misses_at_5": "miss 5 %",
+    "partial_auroc": "p-AUROC 5 %",
     "false_alarms": "false alarms",
     "misses": "misses",
     "fit_seconds": "fit s",
@@ -78,6 +82,8 @@ def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) 
     return {
         "image_auroc": image_auroc(images.labels, -score_samples),
         "image_ap": image_ap(images.labels, -score_samples),
+        **{f"misses_at_{rate}": miss_rate(images.labels, -score_samples, rate / 100) for rate in (1, 2, 5)},
+        "partial_auroc": image_partial_auroc(images.labels, -score_samples),
         **pixel_metrics(masks, np.stack(anomaly_maps)),
         "false_alarms": float(flagged[~anomalous].mean()),
         "misses": float((~flagged)[anomalous].mean()),

@@ -16,21 +16,29 @@ from sklearn.utils.metadata_routing import MetadataRequest
 from skpbas._inputs.mask_reader import masks_at_map_size, with_maps
 from skpbas._inputs.targets import anomalous_rows, are_masks, entries_of
 from skpbas.errors import InvalidTargetError
-from skpbas.metrics import image_ap, image_auroc, pixel_metrics
+from skpbas.metrics import image_ap, image_auroc, image_partial_auroc, miss_rate, pixel_metrics
 
 __all__ = [
     "SCORERS",
     "AnomalyScorer",
     "image_ap_scorer",
     "image_auroc_scorer",
+    "image_partial_auroc_scorer",
+    "neg_miss_rate_scorer",
     "pixel_ap_scorer",
     "pixel_auroc_scorer",
     "pixel_pro_scorer",
 ]
 
-_IMAGE_METRICS: Mapping[str, Callable[[Any, Any], float]] = {"image_auroc": image_auroc, "image_ap": image_ap}
+_IMAGE_METRICS: Mapping[str, Callable[[Any, Any, float], float]] = {
+    "image_auroc": lambda labels, scores, _: image_auroc(labels, scores),
+    "image_ap": lambda labels, scores, _: image_ap(labels, scores),
+    "image_partial_auroc": image_partial_auroc,
+    "neg_miss_rate": lambda labels, scores, max_fpr: -miss_rate(labels, scores, max_fpr),
+}
 _PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_pro")
 _METRICS = (*_IMAGE_METRICS, *_PIXEL_METRICS)
+_DEFAULT_METRICS = ("image_auroc", "image_ap", *_PIXEL_METRICS)
 
 _Result = tuple[float, NDArray[np.float32]]
 
@@ -44,9 +52,12 @@ class AnomalyScorer:
     Parameters
     ----------
     metrics : str or sequence of str, default=("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
-        With one name, a call returns a float; with several, a dict.
+        With one name, a call returns a float; with several, a dict. Also "image_partial_auroc" and "neg_miss_rate",
+        which is minus the miss rate, so that higher is better.
     max_fpr : float, default=0.3
         Upper limit of the integration of "pixel_pro", in (0, 1].
+    max_image_fpr : float, default=0.05
+        Largest false alarm rate of "image_partial_auroc" and "neg_miss_rate", in (0, 1].
     undefined : "raise" or float, default="raise"
         What to do if a metric is undefined because y contains only one class. "raise": raise an error; a number, such
         as ``float("nan")``: return it. ``learning_curve``, ``validation_curve`` and, by default, halving searches also
@@ -88,16 +99,22 @@ class AnomalyScorer:
     """
 
     def __init__(
-        self, metrics: str | Iterable[str] = _METRICS, *, max_fpr: float = 0.3, undefined: str | float = "raise"
+        self,
+        metrics: str | Iterable[str] = _DEFAULT_METRICS,
+        *,
+        max_fpr: float = 0.3,
+        max_image_fpr: float = 0.05,
+        undefined: str | float = "raise",
     ) -> None:
         self.metrics = metrics if isinstance(metrics, str) else tuple(metrics)
-        self.max_fpr, self.undefined = max_fpr, undefined
+        self.max_fpr, self.max_image_fpr, self.undefined = max_fpr, max_image_fpr, undefined
         if unknown := [name for name in self._names if name not in _METRICS]:
             raise ValueError(f"metrics contains {unknown}; expected names from {list(_METRICS)}")
         if not self._names:
             raise ValueError(f"metrics is empty; expected names from {list(_METRICS)}")
-        if not (isinstance(max_fpr, (int, float)) and 0 < max_fpr <= 1):
-            raise ValueError(f"max_fpr is {max_fpr!r}; expected a number in (0, 1]")
+        for name, limit in (("max_fpr", max_fpr), ("max_image_fpr", max_image_fpr)):
+            if not (isinstance(limit, (int, float)) and 0 < limit <= 1):
+                raise ValueError(f"{name} is {limit!r}; expected a number in (0, 1]")
         if not (undefined == "raise" or isinstance(undefined, (int, float))):
             raise ValueError(f"undefined is {undefined!r}; expected 'raise' or a number, such as float('nan')")
 
@@ -106,8 +123,9 @@ class AnomalyScorer:
         return (self.metrics,) if isinstance(self.metrics, str) else self.metrics
 
     def __repr__(self) -> str:
-        given = [repr(self.metrics)] if self.metrics != _METRICS else []
+        given = [repr(self.metrics)] if self.metrics != _DEFAULT_METRICS else []
         given += [f"max_fpr={self.max_fpr!r}"] if self.max_fpr != 0.3 else []
+        given += [f"max_image_fpr={self.max_image_fpr!r}"] if self.max_image_fpr != 0.05 else []
         given += [f"undefined={self.undefined!r}"] if self.undefined != "raise" else []
         return f"AnomalyScorer({', '.join(given)})"
 
@@ -167,7 +185,8 @@ class AnomalyScorer:
             scores = _method(detector, "score_samples", image_names)(X)
         for name in wanted:
             if name in _IMAGE_METRICS:
-                values[name] = _IMAGE_METRICS[name](truth.anomalous, -np.asarray(scores, dtype=np.float64))
+                image_scores = -np.asarray(scores, dtype=np.float64)
+                values[name] = _IMAGE_METRICS[name](truth.anomalous, image_scores, self.max_image_fpr)
         return values[self.metrics] if isinstance(self.metrics, str) else {name: values[name] for name in self._names}
 
     def _undefined(self, names: Sequence[str], problem: str) -> dict[str, float]:
@@ -219,6 +238,8 @@ class AnomalyScorer:
 
 image_auroc_scorer = AnomalyScorer("image_auroc")
 image_ap_scorer = AnomalyScorer("image_ap")
+image_partial_auroc_scorer = AnomalyScorer("image_partial_auroc")
+neg_miss_rate_scorer = AnomalyScorer("neg_miss_rate")
 pixel_auroc_scorer = AnomalyScorer("pixel_auroc")
 pixel_ap_scorer = AnomalyScorer("pixel_ap")
 pixel_pro_scorer = AnomalyScorer("pixel_pro")
@@ -226,6 +247,8 @@ pixel_pro_scorer = AnomalyScorer("pixel_pro")
 SCORERS: dict[str, AnomalyScorer] = {
     "image_auroc": image_auroc_scorer,
     "image_ap": image_ap_scorer,
+    "image_partial_auroc": image_partial_auroc_scorer,
+    "neg_miss_rate": neg_miss_rate_scorer,
     "pixel_auroc": pixel_auroc_scorer,
     "pixel_ap": pixel_ap_scorer,
     "pixel_pro": pixel_pro_scorer,

@@ -17,6 +17,8 @@ from skpbas.errors import InvalidTargetError
 from skpbas.metrics import (
     image_ap,
     image_auroc,
+    image_partial_auroc,
+    miss_rate,
     pixel_ap,
     pixel_auroc,
     pixel_metrics,
@@ -372,9 +374,36 @@ def test_every_encoding_of_the_labels_gives_the_values_of_sklearn(encode):
     scores = np.round(rng.normal(size=50) + anomalous, 1).astype(np.float32)
     assert image_auroc(encode(anomalous), scores) == pytest.approx(roc_auc_score(anomalous, scores), abs=1e-12)
     assert image_ap(encode(anomalous), scores) == pytest.approx(average_precision_score(anomalous, scores), abs=1e-12)
+    for limit in (0.05, 0.3, 1.0):
+        expected = roc_auc_score(anomalous, scores, max_fpr=limit)
+        assert image_partial_auroc(encode(anomalous), scores, limit) == pytest.approx(expected, abs=1e-12)
+        assert miss_rate(encode(anomalous), scores, limit) == miss_rate(anomalous, scores, limit)
 
 
-@pytest.mark.parametrize("metric", [image_auroc, image_ap])
+@given(
+    normal=st.lists(st.integers(0, 12), min_size=1, max_size=30),
+    defective=st.lists(st.integers(0, 12), min_size=1, max_size=30),
+    max_fpr=st.sampled_from([0.05, 0.1, 0.2, 0.25, 1 / 3, 1.0]),
+)
+def test_the_miss_rate_is_that_of_the_best_threshold_that_flags_few_normal_images(normal, defective, max_fpr):
+    labels, scores = [1] * len(normal) + [-1] * len(defective), [*normal, *defective]
+    missed = [
+        sum(score < threshold for score in defective)
+        for threshold in [*set(scores), np.inf]
+        if sum(score >= threshold for score in normal) <= max_fpr * len(normal) + 1e-9
+    ]
+    assert miss_rate(labels, scores, max_fpr) == pytest.approx(min(missed) / len(defective), abs=1e-12)
+
+
+def test_scores_at_low_false_alarm_rates_end_at_perfect_and_at_chance():
+    labels = [1] * 20 + [-1] * 20
+    apart, equal = np.repeat([0.0, 1.0], 20), np.zeros(40)
+    assert (miss_rate(labels, apart), miss_rate(labels, equal), miss_rate(labels, -apart)) == (0, 1, 1)
+    assert image_partial_auroc(labels, apart) == 1
+    assert image_partial_auroc(labels, equal) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("metric", [image_auroc, image_ap, image_partial_auroc, miss_rate])
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -441,6 +470,9 @@ def test_a_max_fpr_outside_its_range_is_rejected(max_fpr):
         pixel_pro([MASK], [MAP], max_fpr=max_fpr)
     with pytest.raises(ValueError, match=message):
         pixel_metrics([MASK], [MAP], max_fpr=max_fpr)
+    for metric in (miss_rate, image_partial_auroc):
+        with pytest.raises(ValueError, match=message):
+            metric([1, -1], [0.0, 1.0], max_fpr=max_fpr)
 
 
 @pytest.mark.parametrize("metrics", ["pixel_f1", ("pixel_auroc", "pixel_f1")])

@@ -17,6 +17,7 @@ from skpbas import metrics
 from skpbas.calibration import ConformalThreshold
 from skpbas.errors import InvalidTargetError
 from skpbas.masks import to_map_size
+from skpbas.metrics import image_partial_auroc, miss_rate
 from skpbas.scorers import (
     SCORERS,
     AnomalyScorer,
@@ -408,13 +409,26 @@ def test_invalid_arguments_of_a_scorer_are_rejected(arguments, message):
 
 
 def test_scorers_have_names_and_a_repr():
-    assert sorted(SCORERS) == ["image_ap", "image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"]
+    five = {"image_ap", "image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"}
+    assert set(SCORERS) == five | {"image_partial_auroc", "neg_miss_rate"}
     assert {name: scorer.metrics for name, scorer in SCORERS.items()} == {name: name for name in SCORERS}
     assert repr(pixel_pro_scorer) == "AnomalyScorer('pixel_pro')"
     assert repr(AnomalyScorer()) == "AnomalyScorer()"
-    assert set(AnomalyScorer().metrics) == set(AnomalyScorer(SCORERS).metrics) == set(SCORERS)
-    scorer = AnomalyScorer(["pixel_pro", "image_ap"], max_fpr=0.1, undefined=0.0)
+    assert set(AnomalyScorer().metrics) == five
+    assert set(AnomalyScorer(SCORERS).metrics) == set(SCORERS)
+    scorer = AnomalyScorer(["pixel_pro", "image_ap"], max_fpr=0.1, max_image_fpr=0.02, undefined=0.0)
     assert repr(eval(repr(scorer))) == repr(scorer)  # noqa: S307
+
+
+def test_scorers_of_low_false_alarm_rates_are_higher_for_better_detectors():
+    masks, detector = masks_for(LABELS, (16, 24)), KnownDetector()
+    scores = -detector.score_samples(images())
+    for limit in (0.05, 0.4):
+        values = AnomalyScorer(("neg_miss_rate", "image_partial_auroc"), max_image_fpr=limit)(detector, images(), masks)
+        assert values["neg_miss_rate"] == -miss_rate(LABELS, scores, limit)
+        assert values["image_partial_auroc"] == image_partial_auroc(LABELS, scores, limit)
+    with pytest.raises(ValueError, match="max_image_fpr is 0; expected a number in"):
+        AnomalyScorer("neg_miss_rate", max_image_fpr=0)
 
 
 def test_a_pickled_scorer_gives_the_same_scores():
