@@ -35,7 +35,7 @@ def train(
         With the trained networks, in evaluation mode.
     """
     objective = new_objective(features, settings, make)
-    net = new_net(objective, settings, len(features), "")
+    net = new_net(objective, settings, features.n_images, "")
     net.callbacks.extend((type(callback).__name__, callback) for callback in callbacks)
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)

@@ -56,7 +56,7 @@ class Steps:
         self, features: TrainingFeatures, settings: TrainingSettings, *, bare: bool = False, compiled: bool = False
     ) -> None:
         self.objective = new_objective(features, settings)
-        self.net: NeuralNet = new_net(self.objective, settings, len(features), "")
+        self.net: NeuralNet = new_net(self.objective, settings, features.n_images, "")
         self.net.initialize()
         self.net.notify("on_train_begin")
         self.net.history.new_epoch()

@@ -81,6 +81,10 @@ class PBASDetector(
         images (sides are multiples of 16, at most 4 : 1), and each image is resized to that; "stretch": to s x s;
         "crop": its shorter side is resized to s, and the center is cut out (as in the paper). They are the same for
         square images.
+    tile : int or None, default=None
+        For small defects in large images: side, in pixels of the images, of overlapping square tiles that are inspected
+        one by one at ``image_size``. ``tile=256, image_size=256`` inspects every pixel. Time grows with the number of
+        tiles. None: an image is inspected as a whole.
 
     Method
         Centers, synthesis and the two networks that are trained.
@@ -239,6 +243,7 @@ class PBASDetector(
         feature_dim: int | str = "auto",
         image_size: int | tuple[int, int] = 256,
         resize: str = "aspect",
+        tile: int | None = None,
         center_init: str = "alignment",
         center_momentum: float = 0.1,
         synthesis: str | None = "ray",
@@ -273,6 +278,7 @@ class PBASDetector(
         self.feature_dim = feature_dim
         self.image_size = image_size
         self.resize = resize
+        self.tile = tile
         self.center_init = center_init
         self.center_momentum = center_momentum
         self.synthesis = synthesis
@@ -357,17 +363,17 @@ class PBASDetector(
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
-        every = torch.arange(len(rows), device="cpu")
-        features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory)
+        every = torch.arange(len(store), device="cpu")
+        features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory, level_maps.n_tiles)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
-            completion = Completion(extractor, features.as_of_now(), head, settings)
+            completion = Completion(extractor, features.as_of_now(), head, settings, reading.tiling)
             model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
             return copy.copy(self)._set_fitted(completion, reading, model, offset)
 
         head = train_head(features, settings, listener=tasks.epochs(detector_of))
-        completion = Completion(extractor, features, head, settings)
+        completion = Completion(extractor, features, head, settings, reading.tiling)
         with tasks.task("threshold"):
             model, offset = completion.model, completion.offset
         self._set_fitted(completion, reading, model, offset)
@@ -383,13 +389,13 @@ class PBASDetector(
     ) -> Self:
         head, fitted = of.head, self._draft()
         fitted.feature_extractor_ = of.extractor
-        fitted.map_shape_ = of.extractor.image_size
+        fitted.map_shape_ = reading.view_shape
         fitted.center_ = head.center
         fitted.projector_ = head.projector
         fitted.discriminator_ = head.discriminator
         fitted.loss_curve_ = head.loss_curve
         fitted.n_iter_ = head.n_epochs
-        fitted.n_samples_fit_ = len(of.features)
+        fitted.n_samples_fit_ = of.features.n_images
         fitted.device_ = of.features.device
         fitted.model_ = model
         fitted.offset_ = offset
@@ -478,7 +484,7 @@ class PBASDetector(
         layers = check_layers(self.layers)
         return FeatureExtractor(
             build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose)),
-            image_size=(reading or Reading.of(self)).image_size,
+            image_size=(reading or Reading.of(self)).input_shape,
             patch_size=odd(self.patch_size),
             feature_dim=self.feature_dim,
             precision=torch.bfloat16 if self.precision == "bfloat16" else torch.float32,

@@ -30,7 +30,7 @@ class CachedImage:
 
     Attributes
     ----------
-    maps : list of Tensor of shape (1, C_l, H_l, W_l)
+    maps : list of Tensor of shape (n_tiles, C_l, H_l, W_l)
     details : ViewDetails
     fingerprint : str
     """
@@ -53,6 +53,10 @@ class MapCache:
     resize : str
     dtype : torch.dtype
         Storage type of the feature maps; float32 replaces float16 if a value is out of its range.
+    view_shape : (int, int) or None
+        Height and width to which images are brought; None: those of the network's input.
+    n_tiles : int
+        Tiles of an image, which are the rows of its feature maps.
 
     Raises
     ------
@@ -60,18 +64,44 @@ class MapCache:
         The backbone is a module given by the user, and no key can be computed for what it does.
     """
 
-    def __init__(self, folder: EntryFolder, extractor: FeatureExtractor, resize: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: EntryFolder,
+        extractor: FeatureExtractor,
+        resize: str,
+        dtype: torch.dtype,
+        view_shape: tuple[int, int] | None = None,
+        n_tiles: int = 1,
+    ) -> None:
         self.folder, self.dtype, self.extractor, self.resize = folder, dtype, extractor, resize
-        settings = (extractor.image_size, resize == "crop", str(extractor.precision), str(dtype))
+        self.view_shape, self.n_tiles = view_shape or extractor.image_size, n_tiles
+        settings = (
+            extractor.image_size,
+            self.view_shape,
+            n_tiles,
+            resize == "crop",
+            str(extractor.precision),
+            str(dtype),
+        )
         self._network = digest_of(network_digest(extractor.backbone), repr(settings))
 
     @classmethod
     def of(
-        cls, memory: Any, extractor: FeatureExtractor, resize: str, dtype: torch.dtype, *, writes: bool
+        cls,
+        memory: Any,
+        extractor: FeatureExtractor,
+        resize: str,
+        dtype: torch.dtype,
+        *,
+        writes: bool,
+        view_shape: tuple[int, int] | None = None,
+        n_tiles: int = 1,
     ) -> MapCache | None:
         """Return the cache for the parameter ``memory``, or None."""
         folder = folder_of(memory)
-        return None if folder is None else cls(EntryFolder(folder, writes=writes), extractor, resize, dtype)
+        if folder is None:
+            return None
+        return cls(EntryFolder(folder, writes=writes), extractor, resize, dtype, view_shape, n_tiles)
 
     def key(self, item: Any) -> str:
         """Return the key of an image; raises OSError if its file cannot be read."""
@@ -90,7 +120,7 @@ class MapCache:
         if found is None or not self._fit(found[0]) or not _is_note(found[1]):
             return None
         stored, note = found
-        geometry = Geometry.of(tuple(note["shape"]), self.extractor.image_size, self.resize)
+        geometry = Geometry.of(tuple(note["shape"]), self.view_shape, self.resize)
         details = ViewDetails(geometry, note["transparent"], note["more_frames"])
         return CachedImage(_channels_first(stored), details, note["fingerprint"])
 
@@ -113,7 +143,8 @@ class MapCache:
     def _fit(self, stored: Sequence[Tensor]) -> bool:
         """Return whether these (1, H_l, W_l, C_l) are valid feature maps of one image: shapes, types, finite."""
         return (
-            [tuple(level.shape) for level in stored] == [(1, h, w, c) for c, h, w in self.extractor.level_shapes]
+            [tuple(level.shape) for level in stored]
+            == [(self.n_tiles, h, w, c) for c, h, w in self.extractor.level_shapes]
             and {level.dtype for level in stored} in ({self.dtype}, {torch.float32})
             and are_finite(stored)
         )

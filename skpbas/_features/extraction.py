@@ -20,10 +20,16 @@ from skpbas._inputs.decoding import item_name
 from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
+from skpbas.core.tiling import Tiling
 from skpbas.errors import InvalidImageError
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+_IN_FIT = (
+    "its weights are finite, so the image or the backbone is at fault, not a learning rate; leave the image out, or "
+    "use another backbone"
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,16 @@ class LevelBatch:
     ----------
     names : list of str
         Of the images, in errors.
-    maps : list of Tensor of shape (B, C_l, H_l, W_l)
-        Per level, on the network's device.
+    chunks : iterator of lists of Tensor of shape (b, C_l, H_l, W_l)
+        Per level, on the network's device; computed as they are consumed. All b together are the images or, in their
+        order, their tiles.
     geometries : list of Geometry
     training_index : Tensor of shape (B,), int64, or None
         Which training images they are; -1: none of these. None: no image is.
     """
 
     names: list[str]
-    maps: list[Tensor]
+    chunks: Iterator[list[Tensor]]
     geometries: list[Geometry]
     training_index: Tensor | None = None
 
@@ -73,6 +80,8 @@ class LevelMaps:
         Cache of feature maps.
     training : TrainingImages or None
         Images to recognize. None: those that are read are the training images.
+    tiling : Tiling or None
+        Tiles of each image, which pass through the network instead of the image.
     """
 
     def __init__(
@@ -82,10 +91,13 @@ class LevelMaps:
         n_workers: int,
         cache: MapCache | None,
         training: TrainingImages | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         self.images, self.extractor, self.n_workers, self.cache = images, extractor, n_workers, cache
-        self.training = training
-        self.batch_size = inference_batch(extractor.device)
+        self.training, self.tiling = training, tiling
+        self.n_tiles = 1 if tiling is None else tiling.n_tiles
+        self.chunk_size = inference_batch(extractor.device)
+        self.batch_size = max(self.chunk_size // self.n_tiles, 1)
 
     def batches(self, rows: Sequence[int], *, name_all: bool = True) -> Iterator[LevelBatch]:
         """Yield batches of the images at ``rows``.
@@ -113,19 +125,17 @@ class LevelMaps:
             (outputs.stop - outputs.start, height, width)
             for outputs, (_, height, width) in zip(aggregator.outputs, self.extractor.level_shapes, strict=True)
         ]
-        store = FeatureStore(len(rows), shapes, dtype, self.extractor.device)
+        store = FeatureStore(len(rows) * self.n_tiles, shapes, dtype, self.extractor.device)
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
             for batch in in_batches(self._usable(rows), self.batch_size):
-                levels = self._batch(batch)
-                check_finite(
-                    levels,
-                    "its weights are finite, so the image or the backbone is at fault, not a learning rate; leave the "
-                    "image out, or use another backbone",
-                )
-                store.put(done, aggregator.pool(levels.maps))
+                names = [image.name for image in batch for _ in range(self.n_tiles)]
+                for maps in self._chunks(batch):
+                    here, names = names[: len(maps[0])], names[len(maps[0]) :]
+                    check_finite(maps, here, _IN_FIT)
+                    store.put(done, aggregator.pool(maps))
+                    done += len(here)
                 store.fingerprints += [image.fingerprint for image in batch if image.fingerprint is not None]
-                done += len(batch)
                 bar.update(len(batch))
         self.images.warn()
         return store
@@ -174,16 +184,17 @@ class LevelMaps:
         recognized = any(i != UNKNOWN for i in index)
         return LevelBatch(
             [image.name for image in batch],
-            self._maps(batch),
+            self._chunks(batch),
             [image.details.geometry for image in batch],
             torch.tensor(index, device=self.extractor.device) if recognized else None,
         )
 
-    def _maps(self, batch: list[_Image]) -> list[Tensor]:
+    def _chunks(self, batch: list[_Image]) -> Iterator[list[Tensor]]:
         views = [image.view for image in batch if image.view is not None]
-        computed = self.extractor.feature_maps(stack_views(views)) if views else []
         if self.cache is None:
-            return computed
+            yield from self._computed(views)
+            return
+        computed = [torch.cat(level) for level in zip(*self._computed(views), strict=True)]
         new = iter(range(len(views)))
         maps: list[list[Tensor]] = []
         for image in batch:
@@ -192,25 +203,35 @@ class LevelMaps:
                 continue
             assert image.key is not None
             assert image.fingerprint is not None
-            i = next(new)
-            of_image = CachedImage([level[i : i + 1] for level in computed], image.details, image.fingerprint)
-            maps.append(self.cache.store(image.key, of_image))
-        levels = zip(*maps, strict=True)
-        return [torch.cat(level).to(self.extractor.device).float() for level in levels]
+            first = next(new) * self.n_tiles
+            own = [level[first : first + self.n_tiles] for level in computed]
+            maps.append(self.cache.store(image.key, CachedImage(own, image.details, image.fingerprint)))
+        yield [torch.cat(level).to(self.extractor.device).float() for level in zip(*maps, strict=True)]
+
+    def _computed(self, views: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield the feature maps of views, or of their tiles, a few at a time."""
+        if not views:
+            return
+        if self.tiling is None:
+            yield self.extractor.feature_maps(stack_views(views))
+            return
+        tiles = (self.tiling.tile(view, index) for view in views for index in range(self.n_tiles))
+        for few in in_batches(tiles, self.chunk_size):
+            yield self.extractor.feature_maps(stack_views(few))
 
 
-def check_finite(batch: LevelBatch, cause: str) -> None:
-    """Check the feature maps of a batch; errors end with the possible causes.
+def check_finite(maps: Sequence[Tensor], names: Sequence[str], cause: str) -> None:
+    """Check feature maps (b, C_l, H_l, W_l) of images, or of tiles of images, with these b names.
 
     Raises
     ------
     InvalidImageError
-        NaN or infinity in the maps of an image, which is named.
+        NaN or infinity in the maps of an image; the message has its name and the cause.
     """
-    for level in batch.maps:
+    for level in maps:
         if level.sum().isfinite():  # one number to look at, unless something is wrong
             continue
-        for name, finite in zip(batch.names, level.isfinite().flatten(1).all(1).tolist(), strict=True):
+        for name, finite in zip(names, level.isfinite().flatten(1).all(1).tolist(), strict=True):
             if not finite:
                 raise InvalidImageError(f"{name}: the backbone's feature maps contain NaN or infinity: {cause}")
 

@@ -14,8 +14,9 @@ from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import STORED_DTYPES
 from skpbas._inputs.images import ImageSequence
 from skpbas._inputs.parameters import height_and_width, n_threads
-from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, warn_of_reduction
+from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
 from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,29 @@ class Reading:
 
     Attributes
     ----------
-    image_size : (int, int)
-        Height and width of the network's input.
+    view_shape : (int, int)
+        Height and width to which images are brought: those of the network's input or, with tiles, larger ones.
     resize, precision : str
         The parameters.
     aspect : float or None
         With ``resize="aspect"``: median height / width of the training images.
     training : TrainingImages or None
         None in ``fit`` itself.
+    tiling : Tiling or None
+        Tiles that a view is cut into.
     """
 
-    image_size: tuple[int, int]
+    view_shape: tuple[int, int]
     resize: str
     precision: str
     aspect: float | None = None
     training: TrainingImages | None = None
+    tiling: Tiling | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.view_shape if self.tiling is None else self.tiling.tile_shape
 
     @classmethod
     def of(cls, detector: Any) -> Self:
@@ -54,12 +63,16 @@ class Reading:
         UserWarning
             The default ``image_size`` leaves little of large images.
         """
-        image_size, resize = detector.image_size, detector.resize
+        image_size, resize, tile = detector.image_size, detector.resize, detector.tile
         shapes, items = peek_shapes(items, rows)
-        shape = input_shape(image_size, resize, shapes)
-        warn_of_reduction(shapes, image_size, shape, resize)
         aspect = median_aspect(shapes) if resize == "aspect" and len(shapes) else None
-        return cls(shape, resize, detector.precision, aspect), items
+        if tile is None:
+            shape, tiling = input_shape(image_size, resize, shapes), None
+            warn_of_reduction(shapes, image_size, shape, resize)
+        else:
+            shape = tiled_shape(image_size, tile, resize, shapes)
+            tiling = Tiling(shape, int(image_size))
+        return cls(shape, resize, detector.precision, aspect, tiling=tiling), items
 
     def level_maps(
         self, items: Any, extractor: FeatureExtractor, detector: Any, *, name: str = "X", writes: bool = True
@@ -67,11 +80,19 @@ class Reading:
         """Return the feature maps of images; ``memory`` and ``n_jobs`` are the detector's."""
         images = ImageSequence(
             items,
-            image_size=extractor.image_size,
+            image_size=self.view_shape,
             resize=self.resize,
             smallest=extractor.stride,
             name=name,
             aspect=self.aspect,
         )
-        cache = MapCache.of(detector.memory, extractor, self.resize, STORED_DTYPES[self.precision], writes=writes)
-        return LevelMaps(images, extractor, n_threads(detector.n_jobs), cache, self.training)
+        cache = MapCache.of(
+            detector.memory,
+            extractor,
+            self.resize,
+            STORED_DTYPES[self.precision],
+            writes=writes,
+            view_shape=self.view_shape,
+            n_tiles=1 if self.tiling is None else self.tiling.n_tiles,
+        )
+        return LevelMaps(images, extractor, n_threads(detector.n_jobs), cache, self.training, self.tiling)

@@ -31,6 +31,9 @@ class TrainingFeatures(Dataset[Tensor]):
         On the CPU; each pass draws a new order from it.
     memory : EntryFolder or None
         Caches exemplars across fits.
+    n_tiles : int
+        Tiles of an image. Each is a row of its own in the store, behind those of the images before; ``rows`` has all or
+        none of an image's. An epoch draws as many rows as there are images.
     """
 
     def __init__(
@@ -41,26 +44,33 @@ class TrainingFeatures(Dataset[Tensor]):
         device: torch.device,
         generator: torch.Generator,
         memory: EntryFolder | None = None,
+        n_tiles: int = 1,
     ) -> None:
         self.store, self.rows, self.aggregator = store, rows, aggregator
         self.device, self.generator, self.memory = device, generator, memory
+        self.n_tiles = n_tiles
         self.n_positions = math.prod(store.grids[0])
         self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def n_images(self) -> int:
+        """Number of images."""
+        return len(self.rows) // self.n_tiles
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield patch features t (B, P, d) of shuffled batches of images."""
+        """Yield patch features t (B, P, d) of shuffled batches of images or tiles."""
         return (self._patches(rows) for rows in self._shuffled(batch_size))
 
     def parts_in_order(self, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Yield the parts (B, n_l, H_l, W_l) and indices (B,) of batches of images, in the order of ``rows``."""
-        return ((self._parts(rows), rows.to(self.device)) for rows in self.rows.split(batch_size))
+        """Yield the parts (B, n_l, H_l, W_l) and image indices (B,) of batches, in the order of ``rows``."""
+        return ((self._parts(rows), (rows // self.n_tiles).to(self.device)) for rows in self.rows.split(batch_size))
 
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
         """Yield patch features t (N, d) of shuffled batches: all, or ``n_patches`` drawn at random per batch."""
-        for rows in self._shuffled(batch_size):
+        for rows in self._shuffled(batch_size, self.n_images):
             if n_patches is None or n_patches >= len(rows) * self.n_positions:
                 yield self._patches(rows).flatten(0, 1)
             else:
@@ -80,22 +90,24 @@ class TrainingFeatures(Dataset[Tensor]):
         offsets, ranks = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
         indices = edges[:-1] + (offsets * edges.diff()).long()
         for part in indices[ranks.argsort()].split(batch_size):
-            yield self._gather(self.rows, part), self.rows[part // self.n_positions]
+            yield self._gather(self.rows, part), self.rows[part // self.n_positions] // self.n_tiles
 
     def halves(self) -> list[TrainingFeatures]:
         """Return two random halves of the images."""
-        order = self.rows[torch.randperm(len(self), generator=self.generator, device="cpu")]
-        return [self._view(rows, self.generator) for rows in order.chunk(2)]
+        of_images = self.rows.unflatten(0, (-1, self.n_tiles))
+        order = of_images[torch.randperm(len(of_images), generator=self.generator, device="cpu")]
+        return [self._view(rows.flatten(), self.generator) for rows in order.chunk(2)]
 
     def as_of_now(self) -> TrainingFeatures:
         """Return the same features with a copy of the generator in its current state."""
         return self._view(self.rows, self.generator.clone_state())
 
     def _view(self, rows: Tensor, generator: torch.Generator) -> TrainingFeatures:
-        return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory)
+        return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory, self.n_tiles)
 
-    def _shuffled(self, batch_size: int) -> Iterator[Tensor]:
-        yield from self.rows[torch.randperm(len(self), generator=self.generator, device="cpu")].split(batch_size)
+    def _shuffled(self, batch_size: int, n_rows: int | None = None) -> Iterator[Tensor]:
+        order = torch.randperm(len(self), generator=self.generator, device="cpu")[:n_rows]
+        yield from self.rows[order].split(batch_size)
 
     def _gather(self, rows: Tensor, drawn: Tensor) -> Tensor:
         """Return the patch features (N, d) at indices ``drawn`` into all patches of the images at ``rows``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class ScoredBatch:
 
     Attributes
     ----------
-    patch_scores : Tensor of shape (B, P)
+    patch_scores : Tensor of shape (B, P), or (B * n_tiles, P)
     sample_scores : list of float
         ``score_samples``: minus the image scores.
     geometries : list of Geometry
@@ -44,11 +45,21 @@ def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
     InvalidImageError
         A score is not finite; the message names the image.
     """
-    patch_scores = model.patch_scores(batch.maps, batch.training_index)
+    names, index = [name for name in batch.names for _ in range(model.n_tiles)], batch.training_index
+    index = None if index is None else index.repeat_interleave(model.n_tiles)
+    of_chunks: list[Tensor] = []
+    done = 0
+    for maps in batch.chunks:
+        here = slice(done, done + len(maps[0]))
+        scores = model.patch_scores(maps, None if index is None else index[here])
+        if not scores.isfinite().all():
+            check_finite(maps, names[here], "the image or the weights of the backbone are at fault")
+        of_chunks.append(scores)
+        done = here.stop
+    patch_scores = of_chunks[0] if len(of_chunks) == 1 else torch.cat(of_chunks)
     image_scores = model.image_scores(patch_scores).cpu().double()
     for name, finite, value in zip(batch.names, image_scores.isfinite(), image_scores, strict=True):
         if not finite:
-            check_finite(batch, "the image or the weights of the backbone are at fault")
             raise InvalidImageError(
                 f"{name}: its score is {-float(value)}, although its feature maps are finite: the weights of the "
                 "projector, the discriminator or the exemplars are at fault; fit again"

@@ -38,6 +38,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "patch_size": [WholeNumber(1)],
     "feature_dim": [StrOptions({"auto"}), WholeNumber(1)],
     "image_size": [WholeNumber(1), "array-like"],
+    "tile": [WholeNumber(1), None],
     "resize": [StrOptions({"aspect", "stretch", "crop"})],
     "center_init": [StrOptions(set(CENTER_INITS))],
     "center_momentum": [Interval(Real, 0, 1, closed="right")],

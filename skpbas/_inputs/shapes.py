@@ -40,6 +40,34 @@ def input_shape(image_size: Any, resize: str, shapes: NDArray[np.int64]) -> tupl
     return shape_of_area(height, median_aspect(shapes))
 
 
+def tiled_shape(image_size: Any, tile: int, resize: str, shapes: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the height and width to which images are brought before tiles of ``image_size`` pixels are cut.
+
+    Parameters
+    ----------
+    image_size : int
+        Side of a tile as the network sees it.
+    tile : int
+        Side of a tile in pixels of the images.
+    resize : {"aspect", "stretch"}
+    shapes : ndarray of shape (n, 2)
+        Heights and widths of training images; their medians count.
+
+    Raises
+    ------
+    ValueError
+        A parameter does not go with tiles.
+    """
+    if not isinstance(image_size, Integral):
+        raise ValueError(f"image_size={image_size!r} with tile={tile}: tiles are square, give one number")
+    if resize == "crop":
+        raise ValueError(f'resize="crop" with tile={tile}: tiles cover whole images; use the default, "aspect"')
+    if not len(shapes):
+        return int(image_size), int(image_size)
+    height, width = np.median(shapes, axis=0) * (int(image_size) / int(tile))
+    return max(round(height), _MULTIPLE), max(round(width), _MULTIPLE)
+
+
 def shape_of_area(side: int, aspect: float) -> tuple[int, int]:
     """Return height and width of about side x side pixels in an aspect ratio (height / width) of at most 4 : 1.
 

@@ -19,6 +19,7 @@ from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import discriminator_precision, inference_batch
 from skpbas.core.model import PBASModel
 from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, FusedScorer, PatchScorer
+from skpbas.core.tiling import Tiling
 from skpbas.errors import TrainingError
 
 
@@ -33,18 +34,27 @@ class Completion:
         Training features of the head.
     head : TrainedHead
     settings : TrainingSettings
+    tiling : Tiling or None
+        Tiles of the images.
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings
+        self,
+        extractor: FeatureExtractor,
+        features: TrainingFeatures,
+        head: TrainedHead,
+        settings: TrainingSettings,
+        tiling: Tiling | None = None,
     ) -> None:
         self.extractor, self.features, self.head, self.settings = extractor, features, head, settings
+        self.tiling = tiling
 
     @cached_property
     def model(self) -> PBASModel:
         """The network that prediction evaluates."""
         scorer = new_scorer(self.features, self.head, self.settings)
-        return PBASModel(self.extractor, scorer, self.settings.smoothing_sigma).to(self.features.device)
+        model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, self.tiling)
+        return model.to(self.features.device)
 
     @cached_property
     def offset(self) -> float:
@@ -112,7 +122,8 @@ def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: boo
     """
     batches = features.parts_in_order(inference_batch(features.device))
     scores = [scorer.image_scores(scorer(parts, index if as_new else None)) for parts, index in batches]
-    return -torch.cat(scores).cpu().double().numpy()
+    of_images = torch.cat(scores).unflatten(0, (-1, features.n_tiles)).amax(1)
+    return -of_images.cpu().double().numpy()
 
 
 def estimate_offset(
@@ -136,11 +147,11 @@ def score_halves(
     It trains for as many epochs as a head on all images would, or ``stop_after``, and so for half the steps. Returns
     None if there are too few images.
     """
-    if len(features) < SMALLEST_SPLIT:
+    if features.n_images < SMALLEST_SPLIT:
         return None
     halves = features.halves()
     verbose = settings.verbose if settings.verbose == 1 else 0  # report epochs of the detector itself only
-    settings = replace(settings, max_epochs=n_epochs(settings, len(features)), verbose=verbose)
+    settings = replace(settings, max_epochs=n_epochs(settings, features.n_images), verbose=verbose)
     head = train_head(halves[0], settings, description="threshold", stop_after=stop_after)
     scorer = new_scorer(halves[0], head, settings)
     return score_stored(halves[0], scorer, as_new=True), score_stored(halves[1], scorer, as_new=True)

@@ -48,7 +48,7 @@ def fused_scorer(
     """
     n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
     rows = tensor_digest(features.rows).hex()
-    feature_key = (features.aggregator.feature_dim, rows, n_exemplars, pool_size)
+    feature_key = (features.aggregator.feature_dim, rows, features.n_tiles, n_exemplars, pool_size)
 
     def select() -> list[Tensor]:
         coreset = Coreset.of(features.sample(pool_size), n_exemplars)
@@ -65,7 +65,7 @@ def fused_scorer(
             len(mean) == directions.shape[1] == features.aggregator.feature_dim
             and exemplars.shape == (n_exemplars, len(directions))
             and image_index.shape == (n_exemplars,)
-            and bool(torch.isin(image_index, features.rows).all())
+            and bool(torch.isin(image_index, features.rows // features.n_tiles).all())
         )
 
     coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select, are_exemplars))
@@ -82,7 +82,7 @@ def fused_scorer(
         return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
 
     (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
-    scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device))
+    scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device), n_tiles=features.n_tiles)
     return scorer
 
 

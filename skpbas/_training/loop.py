@@ -142,7 +142,7 @@ def train_head(
         The loss became NaN or infinite.
     """
     objective = new_objective(features, settings)
-    net = new_net(objective, settings, len(features), description)
+    net = new_net(objective, settings, features.n_images, description)
     net.initialize()
     net.notify("on_train_begin", X=features, y=None)
     try:

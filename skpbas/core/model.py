@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skpbas.core.backbones.extractor import FeatureExtractor
 from skpbas.core.maps import MapRenderer
 from skpbas.core.patch_scores import PatchScorer
+from skpbas.core.tiling import Tiling
 
 
 class PBASModel(nn.Module):
@@ -25,6 +26,9 @@ class PBASModel(nn.Module):
         Pooled features to patch scores, image scores and anomaly maps.
     smoothing_sigma : float, default=4.0
         Standard deviation of the Gaussian smoothing of the anomaly maps, in pixels of the input; 0: none.
+    tiling : Tiling or None, default=None
+        Tiles of the images, which pass through the network one by one, if the images are larger than its input. Feature
+        maps and patch scores are then those of tiles: (B * n_tiles, ...).
 
     Examples
     --------
@@ -44,8 +48,15 @@ class PBASModel(nn.Module):
     (torch.Size([2]), torch.Size([2, 64, 96]))
     """
 
-    def __init__(self, extractor: FeatureExtractor, patch_scorer: PatchScorer, smoothing_sigma: float = 4.0) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        patch_scorer: PatchScorer,
+        smoothing_sigma: float = 4.0,
+        tiling: Tiling | None = None,
+    ) -> None:
         super().__init__()
+        self.tiling = tiling
         self.extractor = extractor
         self.patch_scorer = patch_scorer
         self.renderer = MapRenderer(extractor.grid_shape, extractor.image_size, smoothing_sigma)
@@ -65,6 +76,8 @@ class PBASModel(nn.Module):
         anomaly_maps : Tensor of shape (B, H, W)
             In [0, 1]; higher is more anomalous.
         """
+        if self.tiling is not None:
+            images = self.tiling.cut(images)
         scores = self.patch_scores(self.extractor.levels(images))  # (B, P)
         return self.image_scores(scores), self.anomaly_maps(scores)
 
@@ -77,9 +90,16 @@ class PBASModel(nn.Module):
         return scores
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:
-        """Return the image scores (B,) of patch scores (B, P)."""
-        return self.patch_scorer.image_scores(patch_scores)
+        """Return the image scores (B,) of patch scores (B, P); with tiles, the largest score of an image's tiles."""
+        scores = self.patch_scorer.image_scores(patch_scores)
+        return scores if self.tiling is None else scores.unflatten(0, (-1, self.tiling.n_tiles)).amax(1)
 
     def anomaly_maps(self, patch_scores: Tensor) -> Tensor:
         """Return the anomaly maps (B, H, W) of patch scores (B, P)."""
-        return self.patch_scorer.maps(patch_scores, self.renderer)
+        maps = self.patch_scorer.maps(patch_scores, self.renderer)
+        return maps if self.tiling is None else self.tiling.blend(maps)
+
+    @property
+    def n_tiles(self) -> int:
+        """Rows of feature maps and patch scores per image."""
+        return 1 if self.tiling is None else self.tiling.n_tiles

@@ -201,7 +201,13 @@ class FusedScorer(PatchScorer):
         self.register_buffer("training_scores", _float32(1)[None])
 
     @torch.no_grad()
-    def standardize(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]], distances: Tensor | None = None) -> None:
+    def standardize(
+        self,
+        batches: Iterable[tuple[Sequence[Tensor], Tensor]],
+        distances: Tensor | None = None,
+        *,
+        n_tiles: int = 1,
+    ) -> None:
         """Take the scales of distances, logits and image scores from the training images.
 
         Parameters
@@ -210,6 +216,8 @@ class FusedScorer(PatchScorer):
             Pooled parts, and the indices of their images as the coreset knows them.
         distances : Tensor of shape (n, H_0, W_0) or None
             What :meth:`distances` returns for these images, if it is known.
+        n_tiles : int, default=1
+            Tiles of an image: that many consecutive rows of the batches are one image.
         """
         of_batches = [
             (self.logits(pooled), self.distances(pooled, index) if distances is None else None)
@@ -221,7 +229,8 @@ class FusedScorer(PatchScorer):
         self.mean_distance = distances.mean().clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
-        self.training_scores = self.image_scores(self.fuse(logits, distances).flatten(1))
+        scores = self.image_scores(self.fuse(logits, distances).flatten(1))
+        self.training_scores = scores.unflatten(0, (-1, n_tiles)).amax(1)
 
     def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
         """Return patch scores (B, P): see :meth:`PatchScorer.forward`."""

@@ -1,0 +1,194 @@
+"""Detectors with ``tile=`` see small defects in large images, and are used as others are."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_equal_but_for_rounding, small_detector
+from PIL import Image
+from torch import nn
+
+from skpbas.calibration import ConformalThreshold
+from skpbas.core.model import PBASModel
+from skpbas.scorers import AnomalyScorer
+
+HEIGHT, WIDTH = 150, 220
+
+
+def plates(n, seed=0, shape=(HEIGHT, WIDTH)):
+    """Large even surfaces with fine noise."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(128, 6, (n, *shape, 3)), 0, 255).astype(np.uint8)
+
+
+def spotted(n, seed=1, shape=(HEIGHT, WIDTH)):
+    """Plates with a dark spot of 6 pixels each, and their masks."""
+    images, masks = plates(n, seed, shape).copy(), np.zeros((n, *shape), bool)
+    rng = np.random.default_rng(seed)
+    for image, mask in zip(images, masks, strict=True):
+        top, left = rng.integers(4, shape[0] - 10), rng.integers(4, shape[1] - 10)
+        mask[top : top + 6, left : left + 6] = True
+        image[mask] = 40
+    return images, masks
+
+
+def tiled(**params):
+    quick = {"tile": 64, "image_size": 64, "max_epochs": 4, "precision": "float32", "n_exemplars": 512, **params}
+    return small_detector(**quick).set_params(backbone="embedded")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return tiled().fit(plates(8))
+
+
+def test_maps_have_the_size_of_the_images_and_are_the_same_in_every_way_to_get_them(detector, tmp_path):
+    images, _ = spotted(2)
+    maps = detector.anomaly_map(images)
+    assert detector.map_shape_ == (HEIGHT, WIDTH) == maps.shape[1:]
+    np.testing.assert_array_equal(detector.anomaly_map(images, size="input"), maps)
+    scores = detector.score_samples(images)
+    for result, score, anomaly_map in zip(detector.score_stream(iter(images)), scores, maps, strict=True):
+        assert result.score == score
+        np.testing.assert_array_equal(result.map, anomaly_map)
+    others = [
+        pickle.loads(pickle.dumps(detector)),
+        copy.deepcopy(detector).set_params(n_jobs=2),
+        copy.deepcopy(detector).set_params(memory=tmp_path),  # writes
+        copy.deepcopy(detector).set_params(memory=tmp_path),  # reads
+    ]
+    for other in others:
+        np.testing.assert_allclose(other.score_samples(images), scores, rtol=5e-3)  # float16 in the cache
+
+
+def test_the_model_alone_gives_the_same_scores_and_maps(detector):
+    images, _ = spotted(2)
+    model = detector.model_
+    assert isinstance(model, PBASModel)
+    tensor = torch.from_numpy(images).movedim(-1, 1)
+    scores, maps = model(model.extractor.normalize(tensor))
+    expected = torch.from_numpy(-detector.score_samples(images)).float()
+    assert_equal_but_for_rounding(scores, expected, n_terms=384, n_layers=20)
+    expected = torch.from_numpy(detector.anomaly_map(images))
+    assert_equal_but_for_rounding(maps, expected, n_terms=384, n_layers=20)
+
+
+def test_a_small_defect_is_found_that_resizing_hides():
+    shape = (400, 600)
+    good, (bad, masks) = plates(6, seed=2, shape=shape), spotted(6, shape=shape)
+    X, y = [*good, *bad], [None] * 6 + list(masks)
+    detector, whole = (tiled(tile=tile).fit(plates(6, shape=shape)) for tile in (64, None))
+    found = AnomalyScorer(("image_auroc", "pixel_auroc", "neg_miss_rate"))(detector, X, y)
+    hidden = AnomalyScorer(("image_auroc", "pixel_auroc"))(whole, X, y)
+    assert found["image_auroc"] == 1.0
+    assert found["neg_miss_rate"] == 0.0
+    assert found["pixel_auroc"] > 0.97
+    assert hidden["image_auroc"] < found["image_auroc"]
+    assert (detector.predict(bad) == -1).all()
+    assert (detector.predict(good) == 1).all()
+
+
+class Patches(nn.Module):
+    """Features of squares of 8 pixels, which no neighbor changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 8, 8)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 8
+
+    def forward(self, x):
+        return self.a(x)
+
+
+def test_the_map_of_tiles_is_that_of_the_whole_where_no_context_is_cut_off():
+    """With features without context, and an upsampling that reaches 8 pixels, only tiles' edges can differ."""
+    images, _ = spotted(3)
+    images = images[:, :144, :200]  # a grid of 8 pixels, on which tiles of 64 with steps of 40 and 34 do not all lie
+    params = {"layers": ["a"], "patch_size": 1, "smoothing_sigma": 0, "n_exemplars": 64, "resize": "aspect"}
+    parts = tiled(**params).set_params(backbone=Patches()).fit(images)
+    whole = copy.deepcopy(parts.model_)
+    whole.tiling = None
+    whole.extractor.image_size = (144, 200)
+    renderer = type(whole.renderer)((18, 25), (144, 200), 0.0)
+    whole.renderer = renderer
+    normalized = whole.extractor.normalize(torch.from_numpy(images).movedim(-1, 1))
+    maps, expected = parts.model_(normalized)[1], whole(normalized)[1]
+    tiling = parts.model_.tiling
+    on_grid = [top for top in tiling.tops if top % 8 == 0], [left for left in tiling.lefts if left % 8 == 0]
+    assert 0 in on_grid[0]
+    assert 0 in on_grid[1]
+    first = tiling.tops[1] if len(tiling.tops) > 1 else 144, tiling.lefts[1] if len(tiling.lefts) > 1 else 200
+    inside = np.s_[:, : first[0], : first[1]]  # seen by the first tile alone
+    torch.testing.assert_close(maps[inside], expected[inside], rtol=1e-4, atol=1e-5)
+
+
+def test_the_score_of_an_image_is_that_of_its_most_anomalous_tile(detector):
+    images, _ = spotted(2)
+    tiling, extractor = detector.model_.tiling, detector.model_.extractor
+    scores = []
+    for image in torch.from_numpy(images).movedim(-1, 1):
+        of_tiles = [
+            detector.model_.patch_scorer.image_scores(
+                detector.model_.patch_scores(extractor.feature_maps(tiling.tile(image, index)[None]))
+            ).item()
+            for index in range(tiling.n_tiles)
+        ]
+        scores.append(-max(of_tiles))
+    np.testing.assert_allclose(detector.score_samples(images), scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patch_score", ["fused", "discriminator", "distance"])
+def test_the_share_of_contamination_is_of_images_and_not_of_tiles(patch_score):
+    images = plates(8)
+    detector = tiled(contamination=0.25, patch_score=patch_score).fit(images)
+    assert detector.n_samples_fit_ == 8
+    assert (detector.predict(images) == -1).sum() == 2
+    if patch_score == "fused":
+        expected = detector.model_.patch_scorer.training_scores
+        assert expected.shape == (8,)
+        np.testing.assert_allclose(-detector.score_samples(images), expected, rtol=1e-3)  # float16 in the store
+
+
+def test_images_of_another_size_are_brought_to_that_of_the_training_images(detector, tmp_path):
+    image = Image.fromarray(spotted(1)[0][0])
+    larger = image.resize((2 * WIDTH, 2 * HEIGHT))
+    larger.save(tmp_path / "larger.png")
+    assert detector.anomaly_map([tmp_path / "larger.png"], size="input").shape == (1, 2 * HEIGHT, 2 * WIDTH)
+    assert detector.anomaly_map([tmp_path / "larger.png"]).shape == (1, HEIGHT, WIDTH)
+
+
+def test_tiles_are_shrunk_to_the_size_that_the_network_sees():
+    images = plates(4)
+    detector = tiled(tile=100, image_size=64, max_epochs=1).fit(images)
+    assert detector.map_shape_ == (96, 141)
+    assert detector.model_.extractor.image_size == (64, 64)
+
+
+def test_images_smaller_than_a_tile_are_one_tile():
+    images = plates(4)[:, :48, :56]
+    detector = tiled(max_epochs=1).fit(images)
+    assert (detector.map_shape_, detector.model_.n_tiles) == ((48, 56), 1)
+    assert detector.anomaly_map(images).shape == (4, 48, 56)
+
+
+def test_a_conformal_threshold_takes_tiles():
+    threshold = ConformalThreshold(tiled(max_epochs=1), max_false_alarm_rate=0.2, random_state=0).fit(plates(16))
+    bad, _ = spotted(3)
+    assert (threshold.p_values(bad) <= 0.2).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"image_size": (64, 64)}, r"image_size=\(64, 64\) with tile=64: tiles are square"),
+        ({"resize": "crop"}, 'resize="crop" with tile=64: tiles cover whole images'),
+        ({"tile": 0}, "The 'tile' parameter of PBASDetector must be"),
+    ],
+)
+def test_parameters_that_do_not_go_with_tiles_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        tiled(**params).fit(plates(2))
