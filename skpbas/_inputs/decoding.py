@@ -16,21 +16,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from skpbas._inputs.formats import IMAGE_FORMATS
 from skpbas.errors import ImageNotFoundError, InvalidImageError, SkpbasError
 
 Pixels = NDArray[Any]
-
-IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
-    "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
-}
-"""Image file formats that are read, by Pillow's names, with their file name suffixes."""
 
 _EXPECTED_IMAGE = "an image must be an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image or a path"
 _STRIP = 2**18  # pixels converted at a time, which limits memory
@@ -63,16 +52,6 @@ class Decoded:
     pixels: Pixels
     transparent: bool = False
     more_frames: bool = False
-
-
-def image_suffixes() -> tuple[str, ...]:
-    """Return the file name suffixes of images, in lower case, sorted."""
-    return tuple(sorted(suffix.lower() for suffixes in IMAGE_FORMATS.values() for suffix in suffixes))
-
-
-def looks_like_an_image(path: Path) -> bool:
-    """Return whether a path has the suffix of an image and is not hidden, as macOS's "._photo.png" is."""
-    return not path.name.startswith(".") and path.suffix.lower() in image_suffixes()
 
 
 def item_name(item: Any, index: int, of: str = "X") -> str:

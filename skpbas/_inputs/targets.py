@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from skpbas._inputs.decoding import image_suffixes
+from skpbas._inputs.formats import image_suffixes
 from skpbas._inputs.mask_reader import are_defective, is_missing
 from skpbas.errors import InvalidTargetError
 
