@@ -189,8 +189,9 @@ class PBASDetector(
     for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a few
     images at a time on a CPU, and 32 on a GPU.
 
-    With "fused", a training image is recognized by its pixels and scored as if it were new: the exemplars among its own
-    patches do not count.
+    With "fused", a training image is recognized by its pixels (of the type they had in ``fit``) and scored as if it
+    were new: the exemplars among its own patches do not count. An edited copy is not recognized: measure on images that
+    were not in ``fit``.
 
     ``set_callbacks`` (scikit-learn 1.9 or newer) registers callbacks that see every epoch and may end the training: see
     "Callbacks" in the user guide.
@@ -379,6 +380,7 @@ class PBASDetector(
         offset: float | Deferred[float],
     ) -> Self:
         head, fitted = of.head, self._draft()
+        fitted._opened = False
         fitted.feature_extractor_ = of.extractor
         fitted.map_shape_ = of.extractor.image_size
         fitted.center_ = head.center
@@ -468,12 +470,13 @@ class PBASDetector(
     def _level_maps(
         self, items: Any, extractor: FeatureExtractor, reading: Reading | None = None, name: str = "X"
     ) -> LevelMaps:
+        writes = reading is None or not self._opened  # in fit, and where the detector was fitted
         reading = reading or Reading(self.resize, self.precision)
         images = ImageSequence(
             items, image_size=extractor.image_size, resize=reading.resize, smallest=extractor.stride, name=name
         )
         dtype = STORED_DTYPES[reading.precision]
-        cache = MapCache.of(self.memory, extractor, reading.resize, dtype, writes=not self._opened)
+        cache = MapCache.of(self.memory, extractor, reading.resize, dtype, writes=writes)
         return LevelMaps(images, extractor, n_threads(self.n_jobs), cache, reading.training)
 
     def _make_extractor(self, generator: torch.Generator) -> FeatureExtractor:

@@ -71,7 +71,14 @@ class MapCache:
     ) -> MapCache | None:
         """Return the cache for the parameter ``memory``, or None."""
         folder = folder_of(memory)
-        return None if folder is None else cls(EntryFolder(folder, writes=writes), extractor, resize, dtype)
+        if folder is None:
+            return None
+        try:
+            return cls(EntryFolder(folder, writes=writes), extractor, resize, dtype)
+        except ValueError:
+            if writes:
+                raise
+            return None  # reading alone is no reason to stop
 
     def key(self, item: Any) -> str:
         """Return the key of an image; raises OSError if its file cannot be read."""
