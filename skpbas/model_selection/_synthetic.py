@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skpbas._inputs.decoding import decode, item_name
+from skpbas._inputs.decoding import checked_array, decode, item_name
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import draw_seed
 from skpbas.datasets.generated.defects import Spot, contrasting_paint, curved_line
@@ -269,7 +269,10 @@ def _to_dtype(values: Pixels, tones: _Tones, dtype: np.dtype[Any]) -> Pixels:
 
 def _decode(item: Any, name: str) -> Pixels:
     """Return the pixels (H, W) or (H, W, C) of an image in its own dtype."""
-    return decode(item, name).pixels
+    decoded = decode(item, name)
+    if isinstance(item, (str, PathLike, Image.Image)) or decoded.transparent:  # nothing is drawn where it is not seen
+        return decoded.pixels
+    return checked_array(item, name)
 
 
 class _Folder:
