@@ -95,7 +95,7 @@ def load_features(name: str, data: Path, detector: PBASDetector) -> Features:
     """Run the detector's backbone on a category; its ``memory`` keeps the feature maps across runs."""
     images = load_images(name, data)
     reading, _ = Reading.planned(detector, images.train, np.arange(len(images.train)))
-    extractor = detector._make_extractor(torch.Generator().manual_seed(0), reading)
+    extractor = reading.new_extractor(detector, torch.Generator().manual_seed(0))
 
     def stored(items: Any) -> FeatureStore:
         return detector._level_maps(items, extractor, reading).store(

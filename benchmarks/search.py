@@ -139,7 +139,7 @@ def agreement(true: np.ndarray, generated: np.ndarray) -> dict[str, float | None
 def extraction_seconds(detector: PBASDetector, X: list[Path]) -> float:
     """Return the time of decoding each image once and running the backbone on it, without a cache."""
     reading, items = Reading.planned(detector, check_images(X), np.arange(len(X)))
-    extractor = detector._make_extractor(torch.Generator().manual_seed(0), reading).to(resolve_device("auto"))
+    extractor = reading.new_extractor(detector, torch.Generator().manual_seed(0)).to(resolve_device("auto"))
     level_maps = detector._level_maps(items, extractor, reading)
     start = time.perf_counter()
     for _ in level_maps.batches(range(len(X))):

@@ -117,7 +117,7 @@ class Bench:
         self.settings: TrainingSettings = detector._training_settings()
         items = [*category.pool, *category.normal, *category.anomalous]
         reading, _ = Reading.planned(detector, items, np.arange(len(category.pool)))
-        self.extractor: FeatureExtractor = detector._make_extractor(torch.Generator().manual_seed(seed), reading)
+        self.extractor: FeatureExtractor = reading.new_extractor(detector, torch.Generator().manual_seed(seed))
         level_maps = detector._level_maps(items, self.extractor, reading)
         self.store: FeatureStore = level_maps.store(range(len(items)), torch.float16, show_progress=False)
         self.n_pool = len(category.pool)

@@ -171,8 +171,8 @@ class ConformalThreshold(
             y does not fit X, or is neither labels nor masks (0 and 1, booleans, words): the message has the conversion.
         """
         self._validate_params()
-        if isinstance(X, (str, bytes, PathLike)):
-            check_images(X)  # raises an error that asks for a list
+        if isinstance(X, (str, bytes, PathLike, set, frozenset)) or hasattr(self.detector, "anomaly_map"):
+            X = check_images(X)  # before training: names all files that are missing, as they are numbered in X
         (X,) = indexable(X)  # converts sparse matrices to CSR
         normal = normal_rows(y, _num_samples(X))
         if len(normal) == 0:
@@ -219,17 +219,17 @@ class ConformalThreshold(
         Raises
         ------
         InvalidImageError
-            The detector's score of a sample is not finite; the message names the first.
+            The detector's score of a sample is NaN or positive infinity; the message names the first. Minus infinity
+            is the most anomalous score.
         """
         check_is_fitted(self)
         detector = self.detector_
         scores = np.asarray(detector.score_samples(X), dtype=np.float64)
-        if not np.isfinite(scores).all():
-            first = int(np.flatnonzero(~np.isfinite(scores))[0])
+        bad = np.flatnonzero(np.isnan(scores) | (scores == np.inf))
+        if len(bad):
             raise InvalidImageError(
-                f"X[{first}]: the score of {type(detector).__name__} is {scores[first]} "
-                f"({np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite): check the sample "
-                "and the detector"
+                f"X[{bad[0]}]: the score of {type(detector).__name__} is {scores[bad[0]]} ({len(bad)} of {len(scores)} "
+                "scores are NaN or infinite): check the sample and the detector"
             )
         return scores
 
@@ -405,7 +405,7 @@ class ConformalThreshold(
 
 
 def _p_values(scores: NDArray[np.float64], calibration_scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    n_lower = np.searchsorted(calibration_scores, scores, side="right")
+    n_lower = np.searchsorted(calibration_scores, np.where(np.isnan(scores), -np.inf, scores), side="right")
     return (1 + n_lower) / (len(calibration_scores) + 1)
 
 

@@ -24,7 +24,7 @@ from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
 from skpbas._inputs.images import check_images
-from skpbas._inputs.parameters import CONSTRAINTS, check_layers, draw_seed, odd
+from skpbas._inputs.parameters import CONSTRAINTS, draw_seed
 from skpbas._inputs.targets import normal_rows
 from skpbas._training.callbacks import FitTasks
 from skpbas._training.completion import Completion
@@ -33,7 +33,7 @@ from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.pickling import PicklingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.snapshots import SnapshotMixin
-from skpbas.core.backbones import FeatureExtractor, build_backbone
+from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import callers_modes_left, resolve_device
 from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
@@ -195,8 +195,9 @@ class PBASDetector(
     for ResNet18 and 1.9 MiB for WideResNet50-2; up to 4 GiB in memory, more in a temporary file. Prediction holds a few
     images at a time on a CPU, and 32 on a GPU.
 
-    With "fused", a training image is recognized by its pixels and scored as if it were new: the exemplars among its own
-    patches do not count.
+    With "fused", a training image is recognized by its pixels (of the type they had in ``fit``) and scored as if it
+    were new: the exemplars among its own patches do not count. An edited copy is not recognized: measure on images that
+    were not in ``fit``.
 
     ``set_callbacks`` (scikit-learn 1.9 or newer) registers callbacks that see every epoch and may end the training: see
     "Callbacks" in the user guide.
@@ -358,7 +359,7 @@ class PBASDetector(
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             reading, items = Reading.planned(self, items, rows)
-            extractor = self._make_extractor(generator, reading).to(device)
+            extractor = reading.new_extractor(self, generator).to(device)
             level_maps = self._level_maps(items, extractor, reading)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
@@ -388,6 +389,7 @@ class PBASDetector(
         offset: float | Deferred[float],
     ) -> Self:
         head, fitted = of.head, self._draft()
+        fitted._opened = False
         fitted.feature_extractor_ = of.extractor
         fitted.map_shape_ = reading.view_shape
         fitted.center_ = head.center
@@ -478,17 +480,8 @@ class PBASDetector(
         self, items: Any, extractor: FeatureExtractor, reading: Reading | None = None, name: str = "X"
     ) -> LevelMaps:
         reading = reading or Reading.of(self)
-        return reading.level_maps(items, extractor, self, name=name, writes=not self._opened)
-
-    def _make_extractor(self, generator: torch.Generator, reading: Reading | None = None) -> FeatureExtractor:
-        layers = check_layers(self.layers)
-        return FeatureExtractor(
-            build_backbone(self.backbone, self.weights, layers, generator, progress=bool(self.verbose)),
-            image_size=(reading or Reading.of(self)).input_shape,
-            patch_size=odd(self.patch_size),
-            feature_dim=self.feature_dim,
-            precision=torch.bfloat16 if self.precision == "bfloat16" else torch.float32,
-        )
+        writes = reading.training is None or not self._opened  # in fit, and where the detector was fitted
+        return reading.level_maps(items, extractor, self, name=name, writes=writes)
 
     def _training_settings(self) -> TrainingSettings:
         return TrainingSettings.of(self)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skpbas._inputs.images import image_items
 from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size, with_maps
 from skpbas._inputs.targets import entries_of
 
@@ -38,8 +39,9 @@ def read_mask(mask: Any) -> NDArray[np.bool_]:
     Raises
     ------
     InvalidTargetError
-        A mask that cannot be read (no regular file, a damaged one), has another shape, negative or non-finite values,
-        or no pixel of value 0.
+        A mask that cannot be read (no regular file, a damaged one, several pages), has another shape, negative or
+        non-finite values, no pixel of value 0, or more than two values of which none is above half of the range; black
+        pictures whose opacity varies.
 
     Examples
     --------
@@ -104,6 +106,7 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
             "anomaly maps"
         )
     height, width = map_shape
+    X = image_items(X)
     entries = entries_of(masks, len(X), "masks")
     seen, _ = masks_at_map_size(
         entries, X, (int(height), int(width)), getattr(detector, "resize", "stretch"), name="masks"

@@ -30,7 +30,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skpbas import PBASDetector
 from skpbas.calibration import ConformalThreshold
 from skpbas.datasets import load_mvtec
-from skpbas.errors import CalibrationError, InvalidImageError, InvalidTargetError
+from skpbas.errors import CalibrationError, ImageNotFoundError, InvalidImageError, InvalidTargetError
 
 
 class Plain(OutlierMixin, BaseEstimator):
@@ -230,7 +230,7 @@ def test_non_finite_scores_are_an_error(bad):
         ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=0.1).fit(scores[:, None])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_score_that_is_not_finite_is_neither_normal_nor_anomalous(bad):
     threshold = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=0.1)
     threshold.fit(np.arange(40.0)[:, None])
@@ -238,6 +238,30 @@ def test_a_score_that_is_not_finite_is_neither_normal_nor_anomalous(bad):
     for method in (threshold.predict, threshold.p_values, threshold.decision_function, threshold.score_samples):
         with pytest.raises(InvalidImageError, match=rf"X\[1\]: the score of .* is {bad} \(2 of 3 scores"):
             method(X)
+
+
+def test_missing_files_are_all_named_before_training_as_they_are_numbered(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(10)]
+    for path in paths[:8]:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
+
+    class Untrained(PBASDetector):
+        def fit(self, X, y=None):
+            raise AssertionError("training began")
+
+    threshold = ConformalThreshold(Untrained("embedded"), max_false_alarm_rate=0.2)
+    with pytest.raises(ImageNotFoundError, match=r"2 of 10 (.|\n)*X\[8\] (.|\n)*X\[9\]"):
+        threshold.fit(paths)
+    with pytest.raises(InvalidImageError, match="has no order; pass sorted"):
+        threshold.fit(set(paths))
+
+
+def test_minus_infinity_is_the_most_anomalous_score():
+    threshold = ConformalThreshold(FrozenEstimator(Plain().fit([0.0])), max_false_alarm_rate=0.1)
+    threshold.fit(np.arange(40.0)[:, None])
+    X = np.array([[20.0], [-np.inf]])
+    assert threshold.predict(X).tolist() == [1, -1]
+    assert threshold.p_values(X)[1] == 1 / 41
 
 
 @pytest.mark.parametrize(

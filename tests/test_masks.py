@@ -311,6 +311,29 @@ def test_what_is_no_mask_is_refused_with_the_way_out(mask, message):
         read_mask(mask)
 
 
+def test_what_a_mask_says_in_its_opacity_or_on_later_pages_is_not_lost_in_silence(tmp_path):
+    black, marked = Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+    marked.putpixel((3, 3), 255)
+    black.putalpha(marked)
+    black.save(tmp_path / "alpha.png")
+    with pytest.raises(InvalidTargetError, match=r"alpha\.png\) is black everywhere and its opacity varies"):
+        normal_rows([None, tmp_path / "alpha.png"], 2)
+    Image.new("L", (8, 8)).save(tmp_path / "pages.tif", save_all=True, append_images=[marked])
+    with pytest.raises(InvalidTargetError, match=r"pages\.tif\) has 2 pages or frames"):
+        normal_rows([None, tmp_path / "pages.tif"], 2)
+    white = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    white.putpixel((0, 0), (0, 0, 0, 255))
+    assert read_mask(white).sum() == 63  # opacity is ignored where colors tell
+
+
+@pytest.mark.parametrize(
+    "mask", [np.array([[0, 1, 2, 3]], np.uint8), np.array([[0, 1, 2]], np.uint16), np.array([[0, 0.2, 0.4]])]
+)
+def test_values_of_which_none_is_above_half_are_refused(mask):
+    with pytest.raises(InvalidTargetError, match=r"y\[1\] has . values, of which none is above half .* pass mask > 0"):
+        normal_rows([None, mask], 2)
+
+
 def test_masks_of_other_sizes_and_geometries_are_refused():
     images = textured_images(1, side=64)
     with pytest.raises(

@@ -172,11 +172,16 @@ def test_images_in_a_tables_column_belong_to_masks_by_position():
     class Column:
         """Indexed by labels in reverse, as a column is whose rows were sorted."""
 
+        dtype, name = object, "path"
+
         def __init__(self, values):
             self.values = values
 
         def __len__(self):
             return len(self.values)
+
+        def to_numpy(self):
+            return np.array(self.values, dtype=object)
 
         def __iter__(self):
             return iter(self.values)

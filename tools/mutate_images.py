@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from skpbas._inputs.decoding import image_suffixes, looks_like_an_image
+from skpbas._inputs.formats import image_suffixes, looks_like_an_image
 from skpbas._inputs.images import ImageSequence, check_images, image_shape
 from skpbas.errors import InvalidImageError
 

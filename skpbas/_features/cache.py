@@ -101,7 +101,12 @@ class MapCache:
         folder = folder_of(memory)
         if folder is None:
             return None
-        return cls(EntryFolder(folder, writes=writes), extractor, resize, dtype, view_shape, n_tiles)
+        try:
+            return cls(EntryFolder(folder, writes=writes), extractor, resize, dtype, view_shape, n_tiles)
+        except ValueError:
+            if writes:
+                raise
+            return None  # reading alone is no reason to stop
 
     def key(self, item: Any) -> str:
         """Return the key of an image; raises OSError if its file cannot be read."""

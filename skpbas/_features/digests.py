@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import PurePath
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 _SIZE = 20  # bytes of a digest
-_BY_REPR = (bool, int, float, complex, str, bytes, slice, range, np.generic, np.dtype, type(None), type(Ellipsis))
-_BY_STR = (torch.dtype, torch.device, torch.layout, torch.memory_format, PurePath)
+_BY_REPR = (bool, int, float, complex, str, bytes, slice, range, type(None), type(Ellipsis))
+_BY_STR = (np.dtype, torch.dtype, torch.device, torch.layout, torch.memory_format, PurePath)
 
 Digest = bytes
 
@@ -89,8 +90,8 @@ class Walk:
         if type(value) is str:  # names above all
             return _text_digest(value)
         if isinstance(value, Enum):
-            return digest_of("enum", type_name(value), value.name)
-        if isinstance(value, _BY_REPR):
+            return digest_of("enum", type_name(value), value.name, self.digest(value.value))
+        if type(value) in _BY_REPR or isinstance(value, np.generic):
             return digest_of("plain", type(value).__name__, repr(value))
         if isinstance(value, _BY_STR):
             return digest_of("named", type(value).__name__, str(value))
@@ -124,13 +125,15 @@ class Walk:
             return digest_of("array", array_digest(value))
         if isinstance(value, nn.Module):
             return digest_of("module", type_name(value), self.attributes(self._module_state(value)))
-        if isinstance(value, dict):
+        if type(value) in (dict, OrderedDict, defaultdict):
             return self.mapping(value)
-        if isinstance(value, (list, tuple)):
+        if type(value) in (list, tuple):
             return digest_of("list" if isinstance(value, list) else "tuple", *map(self.digest, value))
-        if isinstance(value, (set, frozenset)):
+        if type(value) is types.SimpleNamespace:
+            return digest_of("namespace", self.attributes(vars(value)))
+        if type(value) in (set, frozenset):
             return digest_of("set", *sorted(map(self.digest, value)))
-        if isinstance(value, functools.partial):
+        if type(value) is functools.partial:
             return digest_of("partial", *map(self.digest, (value.func, value.args, value.keywords)))
         if isinstance(value, types.MethodType):
             return digest_of("method", *map(self.digest, (value.__func__, value.__self__)))

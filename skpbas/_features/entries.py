@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skpbas._features.digests import digest_of, tensor_digest
+from skpbas._inputs.parameters import WholeNumber
 from skpbas.errors import StorageError
 
 FORMAT = 1
@@ -105,13 +106,14 @@ def folder_of(memory: Any) -> Path | None:
     ValueError
         The object has no folder.
     """
-    if memory is None or isinstance(memory, (str, PathLike)):
-        return None if memory is None else Path(memory)
     location = getattr(memory, "location", memory)
     if location is None:
         return None
     if isinstance(location, (str, PathLike)) and getattr(memory, "backend", "local") == "local":
-        return Path(location)
+        text = str(location)
+        if not text or "://" in text or "\0" in text:
+            raise ValueError(f"memory={text!r} is not the path of a folder on a file system")
+        return Path(text).expanduser()
     raise ValueError(
         f"memory={memory!r} has no folder on a file system: give a path, or a joblib.Memory with a location"
     )
@@ -179,8 +181,8 @@ def trim_memory(folder: str | PathLike[str], max_bytes: int) -> int:
     >>> 0 < left <= 100_000
     True
     """
-    if max_bytes < 0:
-        raise ValueError(f"max_bytes={max_bytes}: must be 0 or more")
+    if not WholeNumber(0).is_satisfied_by(max_bytes):
+        raise ValueError(f"max_bytes={max_bytes!r}: must be an integer, 0 or more")
     if not Path(folder).is_dir():
         raise NotADirectoryError(f"folder={str(folder)!r} is not a folder; use the value of memory")
     entries: list[tuple[float, str, int]] = []

@@ -16,7 +16,7 @@ from skpbas._features.cache import CachedImage, MapCache
 from skpbas._features.progress import progress_bar
 from skpbas._features.recognition import UNKNOWN, TrainingImages, fingerprint
 from skpbas._features.store import FeatureStore
-from skpbas._inputs.decoding import item_name
+from skpbas._inputs.decoding import check_regular_file, item_name
 from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
@@ -111,10 +111,12 @@ class LevelMaps:
     def one_by_one(self) -> Iterator[tuple[str, LevelBatch | InvalidImageError]]:
         """Yield the name of each image, and a batch of it alone or its error.
 
-        The images may be any iterable, which is advanced image by image; more than one worker reads a few ahead.
+        The images may be any iterable, which is advanced image by image. Of a sequence a few are read ahead if there
+        are several workers; an iterator may wait for its next item, and may use the memory of the last one again.
         """
         numbered = enumerate(self.images.items)
-        for name, image in prefetch(self._named, numbered, self.n_workers, eager=self.n_workers > 1):
+        eager = self.n_workers > 1 and hasattr(self.images.items, "__getitem__")
+        for name, image in prefetch(self._named, numbered, self.n_workers, eager=eager):
             self.images.warn()
             yield name, image if isinstance(image, InvalidImageError) else self._batch([image])
 
@@ -157,6 +159,8 @@ class LevelMaps:
     def _load(self, index: int, item: Any) -> _Image:
         name, key, found = item_name(item, index, self.images.name), None, None
         if self.cache is not None:
+            if isinstance(item, (str, PathLike)):
+                check_regular_file(item, name)  # reading a named pipe would block forever
             try:
                 key = self.cache.key(item)
             except Exception:

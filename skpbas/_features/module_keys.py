@@ -7,12 +7,10 @@ their ``forward``.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import sys
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,9 @@ _KNOWN_PACKAGES = {"torch", "torchvision", "skpbas", "numpy", *sys.stdlib_module
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _THAT_COUNT = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forward_hooks")
+
+
+_OF_GRAPHS = {"_graph", "_code", "_tracer_cls", "_tracer_extras", "_graphmodule_cls_name", "meta", "class"}
 
 
 class _UnknownError(TypeError):
@@ -56,10 +57,12 @@ def code_key(module: nn.Module) -> str:
         try:
             parts += [digest_of(name), code.of_class(walk, type(part))]
             if isinstance(part, GraphModule):
-                parts.append(digest_of(part.code))
-                continue
+                called = [node.target for node in part.graph.nodes if node.op == "call_function"]
+                parts += [digest_of(part.code), walk.digest(called)]
             for attribute, value in sorted(_attributes(part).items()):
-                if attribute not in ("_parameters", "_modules"):
+                if attribute not in ("_parameters", "_modules") and not (
+                    isinstance(part, GraphModule) and attribute in _OF_GRAPHS
+                ):
                     try:
                         parts += [digest_of(attribute), walk.digest(value)]
                     except _UnknownError as error:
@@ -143,19 +146,21 @@ class _Code:
             closure = [_content(cell) for cell in function.__closure__ or ()]
             held = [function.__defaults__, function.__kwdefaults__, closure, getattr(function, "__wrapped__", None)]
             names = sorted(name for name in _global_names(function.__code__) if name in function.__globals__)
-            used = [(name, function.__globals__[name]) for name in names]
-            return digest_of("function", _code_digest(function.__code__), *map(walk.digest, held), walk.digest(used))
+            parts = [_code_digest(function.__code__), *map(walk.digest, held)]
+            for name in names:
+                try:
+                    parts += [digest_of(name), walk.digest(function.__globals__[name])]
+                except _UnknownError as error:
+                    raise _UnknownError(f"{error}, the global {name!r} of {qualified_name(function)}") from None
+            return digest_of("function", *parts)
         finally:
             self._open.discard(id(function))
 
     def _module(self, module: types.ModuleType) -> Digest:
-        """Return the digest of an imported module: its name or its source."""
-        if module.__name__.split(".")[0] in _KNOWN_PACKAGES or getattr(module, "__file__", None) is None:
+        """Return the digest of an imported module of a known package: its name."""
+        if module.__name__.split(".")[0] in _KNOWN_PACKAGES:
             return digest_of("package", module.__name__)
-        try:
-            return digest_of("source", module.__name__, Path(inspect.getsourcefile(module) or "").read_bytes())
-        except (OSError, TypeError):
-            raise _UnknownError(f"the module {module.__name__}, which has no source file") from None
+        raise _UnknownError(f"the module {module.__name__}, whose functions and values may change")
 
 
 _HEAP_TYPE = 1 << 9
@@ -179,7 +184,8 @@ _NO_CODE = {
 
 def _is_known(value: Any) -> bool:
     """Return whether a class or function belongs to a known package."""
-    package = str(getattr(value, "__module__", None)).split(".")[0]
+    named = value.__globals__.get("__name__") if isinstance(value, types.FunctionType) else None
+    package = str(named or getattr(value, "__module__", None)).split(".")[0]
     if package == "builtins":  # exec() in a namespace without __name__ uses this name, too
         return not isinstance(value, types.FunctionType) and not getattr(value, "__flags__", 0) & _HEAP_TYPE
     return hasattr(value, "__qualname__") and package in _KNOWN_PACKAGES

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from skpbas._features.cache import MapCache
@@ -13,9 +14,9 @@ from skpbas._features.extraction import LevelMaps
 from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import STORED_DTYPES
 from skpbas._inputs.images import ImageSequence
-from skpbas._inputs.parameters import height_and_width, n_threads
+from skpbas._inputs.parameters import check_layers, height_and_width, n_threads, odd
 from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
-from skpbas.core.backbones import FeatureExtractor
+from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.tiling import Tiling
 
 
@@ -73,6 +74,17 @@ class Reading:
             shape = tiled_shape(image_size, tile, resize, shapes)
             tiling = Tiling(shape, int(image_size))
         return cls(shape, resize, detector.precision, aspect, tiling=tiling), items
+
+    def new_extractor(self, detector: Any, generator: torch.Generator) -> FeatureExtractor:
+        """Return a new feature extractor with the parameters of a detector; random weights are from the generator."""
+        layers = check_layers(detector.layers)
+        return FeatureExtractor(
+            build_backbone(detector.backbone, detector.weights, layers, generator, progress=bool(detector.verbose)),
+            image_size=self.input_shape,
+            patch_size=odd(detector.patch_size),
+            feature_dim=detector.feature_dim,
+            precision=torch.bfloat16 if detector.precision == "bfloat16" else torch.float32,
+        )
 
     def level_maps(
         self, items: Any, extractor: FeatureExtractor, detector: Any, *, name: str = "X", writes: bool = True

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from skpbas._features.entries import EntryFolder
+from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import FeatureStore
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
 
@@ -50,6 +51,8 @@ class TrainingFeatures(Dataset[Tensor]):
         self.device, self.generator, self.memory = device, generator, memory
         self.n_tiles = n_tiles
         self.n_positions = math.prod(store.grids[0])
+        known = store.fingerprints or [str(image) for image in range(len(store) // n_tiles)]
+        self._numbers = torch.tensor(TrainingImages(known).first_equal(known), device="cpu")
         self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
 
     def __len__(self) -> int:
@@ -60,13 +63,21 @@ class TrainingFeatures(Dataset[Tensor]):
         """Number of images."""
         return len(self.rows) // self.n_tiles
 
+    @property
+    def image_numbers(self) -> Tensor:
+        """Numbers (n,) by which the rows' images are known to the exemplars; equal images have one number."""
+        return self._numbers[self.rows // self.n_tiles]
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield patch features t (B, P, d) of shuffled batches of images or tiles."""
         return (self._patches(rows) for rows in self._shuffled(batch_size))
 
     def parts_in_order(self, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Yield the parts (B, n_l, H_l, W_l) and image indices (B,) of batches, in the order of ``rows``."""
-        return ((self._parts(rows), (rows // self.n_tiles).to(self.device)) for rows in self.rows.split(batch_size))
+        """Yield the parts (B, n_l, H_l, W_l) and image numbers (B,) of batches, in the order of ``rows``."""
+        return (
+            (self._parts(rows), self._numbers[rows // self.n_tiles].to(self.device))
+            for rows in self.rows.split(batch_size)
+        )
 
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
         """Yield patch features t (N, d) of shuffled batches: all, or ``n_patches`` drawn at random per batch."""
@@ -78,7 +89,7 @@ class TrainingFeatures(Dataset[Tensor]):
                 yield self._gather(rows, drawn)
 
     def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of patch features t (N, d) and image indices (N,): all patches, or ``n_patches`` of them.
+        """Yield batches of patch features t (N, d) and image numbers (N,): all patches, or ``n_patches`` of them.
 
         The sample is deterministic and spread evenly over the images, and so is every batch: the patches, numbered
         across images, are divided into ``n_patches`` equal intervals. The position within an interval and the batch
@@ -90,7 +101,7 @@ class TrainingFeatures(Dataset[Tensor]):
         offsets, ranks = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
         indices = edges[:-1] + (offsets * edges.diff()).long()
         for part in indices[ranks.argsort()].split(batch_size):
-            yield self._gather(self.rows, part), self.rows[part // self.n_positions] // self.n_tiles
+            yield self._gather(self.rows, part), self.image_numbers[part // self.n_positions]
 
     def halves(self) -> list[TrainingFeatures]:
         """Return two random halves of the images."""

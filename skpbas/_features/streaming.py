@@ -83,8 +83,8 @@ class StreamingMixin:
         ----------
         X : array, sequence or iterable of images
             A generator, such as one that yields a camera's frames, may be endless: each result is yielded before the
-            next image is requested. With ``n_jobs`` greater than 1, up to two images per thread are requested and
-            decoded in advance. A sequence is checked by the call, an iterator item by item.
+            next image is requested. Of a sequence, up to two images per thread of ``n_jobs`` are decoded in advance. A
+            sequence is checked by the call, an iterator item by item.
         size : {"model", "input"}, default="model"
 
         Yields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +17,13 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from skpbas._inputs.formats import IMAGE_FORMATS
 from skpbas.errors import ImageNotFoundError, InvalidImageError, SkpbasError
 
 Pixels = NDArray[Any]
 
-IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
-    "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
-}
-"""Image file formats that are read, by Pillow's names, with their file name suffixes."""
-
 _EXPECTED_IMAGE = "an image must be an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image or a path"
+_LOADING = threading.Lock()  # an image may occur twice in X, and is loaded by one thread at a time
 _STRIP = 2**18  # pixels converted at a time, which limits memory
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
@@ -65,16 +56,6 @@ class Decoded:
     more_frames: bool = False
 
 
-def image_suffixes() -> tuple[str, ...]:
-    """Return the file name suffixes of images, in lower case, sorted."""
-    return tuple(sorted(suffix.lower() for suffixes in IMAGE_FORMATS.values() for suffix in suffixes))
-
-
-def looks_like_an_image(path: Path) -> bool:
-    """Return whether a path has the suffix of an image and is not hidden, as macOS's "._photo.png" is."""
-    return not path.name.startswith(".") and path.suffix.lower() in image_suffixes()
-
-
 def item_name(item: Any, index: int, of: str = "X") -> str:
     """Return the name of an image in errors: its index, and its path if it has one."""
     return f"{of}[{index}] ({item})" if isinstance(item, (str, PathLike)) else f"{of}[{index}]"
@@ -93,6 +74,8 @@ def check_regular_file(path: str | PathLike[str], name: str) -> None:
     InvalidImageError
         It is a folder, a pipe or a device, or is not accessible.
     """
+    if not str(path):
+        raise InvalidImageError(f"{name} is an empty path")
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -190,7 +173,7 @@ def decode(item: Any, name: str) -> Decoded:
         with opened(item, name) as image:
             return _from_pil(image, name)
     if isinstance(item, Image.Image):
-        with decoding(name):
+        with decoding(name), _LOADING:
             return _from_pil(item, name)
     return _without_alpha(checked_array(item, name), name)
 
@@ -201,7 +184,7 @@ def check_values(pixels: Pixels, name: str) -> None:
         return
     if pixels.dtype.kind != "f":
         raise InvalidImageError(
-            f"{name}: got dtype {pixels.dtype}; expected uint8, uint16, or floats in [0, 1] (X.astype(np.uint8)?)"
+            f"{name}: got dtype {pixels.dtype}; expected uint8, uint16, or floats in [0, 1]{_of_dtype(pixels)}"
         )
     if pixels.size == 0:
         return
@@ -210,9 +193,25 @@ def check_values(pixels: Pixels, name: str) -> None:
         raise InvalidImageError(f"{name} contains NaN or infinity")
     if low < 0 or high > 1:
         raise InvalidImageError(
-            f"{name}: float pixels must be in [0, 1], got [{low:.4g}, {high:.4g}]; divide by the largest possible "
-            "value, or pass uint8"
+            f"{name}: float pixels must be in [0, 1], got [{low:.4g}, {high:.4g}]; "
+            + (
+                "pass images before they are normalized by a mean and a standard deviation"
+                if low < 0
+                else "divide by the largest possible value, or pass uint8"
+            )
         )
+
+
+def _of_dtype(pixels: Pixels) -> str:
+    """Return the way out for pixels of another type."""
+    if pixels.dtype.kind == "b":
+        return ": pass 255 * image.astype(np.uint8)"
+    if pixels.dtype.kind not in "iu" or pixels.size == 0:
+        return ""
+    low, high = int(pixels.min()), int(pixels.max())
+    fitting = next((kind for kind in (np.uint8, np.uint16) if low >= 0 and high <= np.iinfo(kind).max), None)
+    values = f"; its values are in [{low}, {high}]"
+    return f"{values}: pass image.astype(np.{fitting.__name__})" if fitting else values
 
 
 def tensor_to_array(tensor: Tensor, name: str) -> Pixels:
@@ -285,13 +284,17 @@ def _way_out(item: Any, pixels: Pixels) -> str:
         return ""
     if pixels.shape[0] in (1, 3, 4):
         return f": channels must come last, image.{channels_last(item, batch=False)}"
-    return f": {too_many_channels(pixels.shape[-1], 'image')}"
+    return f": {too_many_channels(pixels.shape, 'image')}"
 
 
-def too_many_channels(n: int, name: str) -> str:
-    """Return what is wrong with a last axis of n channels, and the way out."""
-    choice = f"; choose three of the {n} channels, such as {name}[..., :3]" if n > 4 else ""
-    return f"the last axis must be 1, 3 or 4{choice}"
+def too_many_channels(shape: tuple[int, ...], name: str) -> str:
+    """Return what is wrong with the number of channels of (..., H, W, C), and the way out."""
+    n, of_channels = shape[-1], "the last axis must be 1, 3 or 4"
+    if n <= 4:
+        return of_channels
+    if n > min(shape[-3:]):
+        return f"{of_channels}: if the channels are another axis, move it to the end, and choose three of them"
+    return f"{of_channels}; choose three of the {n} channels, such as {name}[..., :3]"
 
 
 def channels_last(images: Any, *, batch: bool) -> str:
@@ -332,7 +335,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Strip]:
         return lambda rows: (np.asarray(rows).astype(np.uint16), 0, 0)
     if image.mode in ("I", "F"):
         return _deep
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or image.has_transparency_data:
         return _blended
     mode = "L" if image.mode in ("1", "L") else "RGB"
     return lambda rows: (np.asarray(rows if rows.mode == mode else rows.convert(mode)), 0, 0)

@@ -201,7 +201,10 @@ class ImageSequence:
         details = ViewDetails(geometry, decoded.transparent, decoded.more_frames)
         self.note(index, name, details)
         channels = torch.from_numpy(_for_torch(decoded.pixels)).movedim(-1, 0)
-        return geometry.view(channels).expand(3, -1, -1), details
+        view = geometry.view(channels)
+        if view.untyped_storage().data_ptr() == channels.untyped_storage().data_ptr():
+            view = view.clone()  # a caller may use the memory of an array again
+        return view.expand(3, -1, -1), details
 
     def note(self, index: int, name: str, details: ViewDetails) -> None:
         """Record what the view of an image leaves out."""
@@ -334,6 +337,15 @@ def check_images(X: Any, name: str = "X", *, each: bool = True) -> Sequence[Any]
     return X
 
 
+def image_items(X: Any) -> Any:
+    """Return images that were checked elsewhere, or other samples, by position: a column's values, a list, or X."""
+    if isinstance(X, np.ndarray):
+        return X[:, 0] if X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUT" else X
+    if _is_table(X):
+        return _only_column(X, "X") if not hasattr(X, "columns") or len(X.columns) == 1 else X
+    return X if _is_indexed(X) and not isinstance(X, Mapping) else list(X)
+
+
 def check_stream(X: Any, name: str = "X", *, each: bool = True) -> Any:
     """Check X as :func:`check_images` does, but return an iterator as it is, without advancing it."""
     if isinstance(X, (Tensor, np.ndarray)) or _is_table(X) or _is_indexed(X):
@@ -395,13 +407,14 @@ def _only_column(X: Any, name: str) -> list[Any]:
     """Return the values of a table's only column, or of a column, in their order."""
     if not hasattr(X, "columns"):
         return list(X)
-    columns = list(X.columns)
+    columns = list(getattr(X, "column_names", X.columns))  # pyarrow's columns are the data
     if len(columns) != 1:
         raise InvalidImageError(
             f"{_what(name)}; got a {type(X).__name__} with the columns {columns[:8]}: pass the column of paths, such "
             f"as {name}[{(columns or ['path'])[0]!r}]"
         )
-    return list(X[columns[0]])
+    column = X[columns[0]]
+    return list(column.to_pylist() if hasattr(column, "to_pylist") else column)
 
 
 def _check_tensor(X: Tensor, name: str) -> None:
@@ -430,7 +443,7 @@ def _check_image_array(X: NDArray[Any], name: str) -> None:
         way_out = (
             f"channels must come last: {name}.transpose(0, 2, 3, 1)"
             if X.shape[1] in (1, 3, 4)
-            else too_many_channels(X.shape[-1], name)
+            else too_many_channels(X.shape, name)
         )
         raise InvalidImageError(f"{_what(name)}; got shape {shape}; {way_out}")
     if len(X) == 0:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from skpbas._inputs.decoding import decoding, image_shape, opened
-from skpbas._inputs.images import Geometry
-from skpbas.errors import ImageNotFoundError, InvalidImageError, InvalidTargetError
+from skpbas._inputs.images import Geometry, image_items
+from skpbas.errors import InvalidImageError, InvalidTargetError
 
 Mask = NDArray[np.bool_]
 
@@ -66,6 +68,12 @@ def mask_pixels(mask: Any, name: str) -> MaskPixels:
         )
     if len(levels) <= 2:
         return MaskPixels(values != 0, np.empty(0))
+    if levels[-1] <= high / 2:
+        raise InvalidTargetError(
+            f"{name} has {len(levels)} values, of which none is above half of its type's range ({high:g}): "
+            f"{_listed(levels)}. If they are the classes of defects, pass mask > 0; for an image without a defect pass "
+            "None"
+        )
     return MaskPixels(values > high / 2, levels)
 
 
@@ -115,10 +123,10 @@ def masks_at_map_size(
     InvalidTargetError
         A mask cannot be read, or its size does not tell which part of its image it shows; the message names it.
     """
-    X, before = (
-        images if images is None or isinstance(images, (Sequence, np.ndarray)) else list(images)
-        for images in (X, before)  # a table's column is indexed by its labels, not by position
-    )
+    X = image_items(X)
+    if before is not None:
+        before = image_items(before)
+        before = before if len(before) == len(X) else [None] * len(X)  # a table of several columns
     resized: list[Mask | None] = []
     anomalous = np.zeros(len(masks), bool)
     reader = _Reader(name)
@@ -166,7 +174,7 @@ def _shape_if_known(item: Any) -> tuple[int, int] | None:
     """Return the height and width of an input of a pipeline if it is an image."""
     try:
         return image_shape(item, "")
-    except (ImageNotFoundError, InvalidImageError):
+    except Exception:  # noqa: BLE001 - anything may come into a pipeline
         return None
 
 
@@ -225,18 +233,30 @@ def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
                 return _values_of_image(mask, name)
     except InvalidImageError as error:
         raise InvalidTargetError(f"cannot read a mask: {error}") from error
+    if isinstance(mask, Tensor):
+        mask = numbers_of(mask, name)
+    if np.ma.is_masked(mask):
+        raise InvalidTargetError(f"{name} is an array with hidden entries: pass {name}.filled(0)")
     try:
         values = np.asarray(mask)
-    except ValueError as error:  # rows of different lengths
+    except Exception as error:  # noqa: BLE001 - an object's own conversion may raise anything
         raise InvalidTargetError(f"{name}: a mask must be a numeric or boolean array (H, W): {error}") from None
     if values.ndim != 2 or values.dtype.kind not in "biuf":
+        single = ": pass mask[0]" if values.ndim == 3 and len(values) == 1 else ""
+        single = ": pass mask[..., 0]" if values.ndim == 3 and values.shape[-1] == 1 else single
         raise InvalidTargetError(
-            f"{name}: a mask must be a numeric or boolean array (H, W), got shape {values.shape}, dtype {values.dtype}"
+            f"{name}: a mask must be a numeric or boolean array (H, W), got shape {values.shape}, dtype "
+            f"{values.dtype}{single}"
         )
     return values, _highest(values, name)
 
 
 def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float]:
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InvalidTargetError(
+            f"{name} has {image.n_frames} pages or frames, any of which may mark defects: pass one of them"  # type: ignore[attr-defined]
+        )
+    alpha = image.getchannel("A") if "A" in image.getbands() else None
     image = ImageOps.exif_transpose(image)
     if image.mode == "1":
         return np.asarray(image), 1.0
@@ -247,8 +267,21 @@ def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float
     values = np.asarray(image)
     if values.ndim == 3:
         values = values.max(axis=2)
+    if alpha is not None and not values.any() and len(set(alpha.getextrema())) > 1:
+        raise InvalidTargetError(
+            f"{name} is black everywhere and its opacity varies: if the opacity marks defects, pass "
+            "np.asarray(mask)[..., -1] > 0"
+        )
     highest = _highest(values, name)
     return values, max(highest, 65535.0) if image.mode == "I" else highest  # 16-bit values in 32-bit mode
+
+
+def numbers_of(tensor: Tensor, name: str) -> NDArray[Any]:
+    """Return a tensor of labels or of a mask as an array."""
+    try:
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+    except Exception as error:
+        raise InvalidTargetError(f"{name} is a tensor that cannot be converted to an array ({error})") from error
 
 
 def _highest(values: NDArray[Any], name: str) -> float:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from skpbas._inputs.decoding import image_suffixes
-from skpbas._inputs.mask_reader import are_defective, is_missing
+from skpbas._inputs.formats import image_suffixes
+from skpbas._inputs.mask_reader import are_defective, is_missing, numbers_of
 from skpbas.errors import InvalidTargetError
 
 _NORMAL_WORDS = ("good", "normal", "ok", "pass", "nominal", "")  # guesses for the example in an error message only
@@ -86,8 +86,10 @@ def entries_of(y: Any, n_images: int, name: str = "y") -> Sequence[Any] | NDArra
     InvalidTargetError
         Wrong length or shape, or no order.
     """
+    if np.ma.is_masked(y):
+        raise InvalidTargetError(f"{name} is an array with hidden entries: leave them out, or fill them")
     if isinstance(y, Tensor):
-        y = y.numpy(force=True)
+        y = numbers_of(y, name)
     elif hasattr(y, "to_numpy"):  # a column or a frame of pandas or polars
         y = y.to_numpy()
     elif hasattr(y, "__array__"):
@@ -114,7 +116,8 @@ def entries_of(y: Any, n_images: int, name: str = "y") -> Sequence[Any] | NDArra
 def are_masks(entries: Sequence[Any] | NDArray[Any]) -> bool:
     """Return whether the entries are masks; otherwise they should be labels.
 
-    The first entry that is not missing decides. If all are missing, they are the masks of normal images.
+    The first entry that is not missing decides. If all are None or "", they are the masks of normal images; if all are
+    NaN, they may as well be labels that are missing.
     """
     if isinstance(entries, np.ndarray):
         return entries.ndim == 3
@@ -122,7 +125,7 @@ def are_masks(entries: Sequence[Any] | NDArray[Any]) -> bool:
         item = _unpacked(entry)
         if not is_missing(item):
             return _is_mask(item)
-    return True
+    return not any(isinstance(_unpacked(entry), (float, np.floating)) for entry in entries)
 
 
 def _is_mask(item: Any) -> bool:
@@ -155,7 +158,7 @@ def _numbers(entries: Sequence[Any] | NDArray[Any], name: str) -> NDArray[Any]:
     else:
         items = [_unpacked(entry) for entry in entries]
         if words := {item for item in items if isinstance(item, str)}:
-            raise InvalidTargetError(_words_message(words, name))
+            raise InvalidTargetError(_words_message(words, name, None in items))
         missing = np.flatnonzero([is_missing(item) for item in items])
     if len(missing):
         raise InvalidTargetError(
@@ -177,13 +180,20 @@ def _numbers(entries: Sequence[Any] | NDArray[Any], name: str) -> NDArray[Any]:
             f"{name} mixes booleans ({name}[{i}] is {items[i]}) and numbers; expected +1 for normal and -1 for "
             "anomalous images"
         )
-    return np.array(items, dtype=bool if any(booleans) else np.float64)
+    try:
+        return np.array(items, dtype=bool if any(booleans) else np.float64)
+    except OverflowError:
+        raise InvalidTargetError(
+            f"{name} contains numbers that are too large; expected +1 for normal and -1 for anomalous images"
+        ) from None
 
 
-def _words_message(words: set[str], name: str) -> str:
+def _words_message(words: set[str], name: str, missing: bool) -> str:
     known = {word.strip().casefold(): word for word in sorted(words, reverse=True)}
     word = next((known[normal] for normal in _NORMAL_WORDS if normal in known), min(words))
-    if words <= {"1", "+1", "-1", "1.0", "-1.0"}:
+    if missing and word.strip().casefold() not in _NORMAL_WORDS:
+        convert = f"[-1 if word else 1 for word in {name}] if images without a word are normal"
+    elif words <= {"1", "+1", "-1", "1.0", "-1.0"}:
         convert = f"np.asarray({name}, dtype=float)"
     else:
         convert = f"np.where(np.asarray({name}) == {_quoted(word)}, 1, -1) if {_quoted(word)} marks normal images"
@@ -207,8 +217,12 @@ def _conversion(values: NDArray[Any], y: str) -> str:
 
 
 def _listed(values: list[Any], shown: Any = None) -> str:
-    shown = shown or (lambda value: repr(value) if isinstance(value, bool) else f"{value:g}")
+    shown = shown or _number
     return ", ".join(map(shown, values[:_SHOWN_VALUES])) + (", ..." if len(values) > _SHOWN_VALUES else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if type(value) is not bool and float(f"{value:g}") == value else repr(value)
 
 
 def _quoted(word: str) -> str:

@@ -109,8 +109,8 @@ def training_scores(features: TrainingFeatures, scorer: PatchScorer) -> NDArray[
         scores = score_stored(features, scorer)
     if n_bad := np.count_nonzero(~np.isfinite(scores)):
         raise TrainingError(
-            f"the scores of {n_bad} of {len(scores)} training images are not finite, although features and losses are: "
-            "lower projector_lr and discriminator_lr"
+            f"the scores of {n_bad} of {len(scores)} training images are not finite, although features and losses are "
+            "finite: lower projector_lr and discriminator_lr"
         )
     return scores
 

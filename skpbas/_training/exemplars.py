@@ -47,7 +47,7 @@ def fused_scorer(
         Number of patches that exemplars are selected from.
     """
     n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
-    rows = tensor_digest(features.rows).hex()
+    rows = tensor_digest(torch.stack([features.rows, features.image_numbers])).hex()
     feature_key = (features.aggregator.feature_dim, rows, features.n_tiles, n_exemplars, pool_size)
 
     def select() -> list[Tensor]:
@@ -65,7 +65,7 @@ def fused_scorer(
             len(mean) == directions.shape[1] == features.aggregator.feature_dim
             and exemplars.shape == (n_exemplars, len(directions))
             and image_index.shape == (n_exemplars,)
-            and bool(torch.isin(image_index, features.rows // features.n_tiles).all())
+            and bool(torch.isin(image_index, features.image_numbers).all())
         )
 
     coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select, are_exemplars))

@@ -61,8 +61,8 @@ class _LossTerms(Callback):  # type: ignore[misc]
             net.history.record(name, mean)
         if not all(math.isfinite(mean) for mean in means.values()):
             raise TrainingError(
-                f"the loss is not finite after {len(net.history)} epochs ({means}), although the features are: "
-                "lower projector_lr and discriminator_lr"
+                f"the loss is not finite after {len(net.history)} epochs ({means}), although the features are finite: "
+                "lower projector_lr and discriminator_lr, or alpha and noise_std if they are far from their defaults"
             )
 
 

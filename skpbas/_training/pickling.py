@@ -47,7 +47,6 @@ class PicklingMixin:
 
     def _begin_fit(self) -> None:
         check_folder(self.memory)
-        self._opened = False
 
     def __copy__(self) -> Self:
         copied = object.__new__(type(self))

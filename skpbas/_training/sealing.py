@@ -30,6 +30,7 @@ _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 _PICKLING = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # most of them are empty
 _SET_WHEN_OPENED = {"device_"}
+_BY_TYPE = ("memory", "random_state", "_skl", "_callback", "_parent")  # of no effect on predictions
 _IRRELEVANT_TO_SCORES = {"device", "device_", "memory", "n_jobs", "verbose", "random_state"}
 
 
@@ -42,7 +43,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
         Attributes by name.
     """
     content, of_modules = _content(state)
-    seal = {"format": FORMAT, "versions": _versions(), "modules": of_modules}
+    seal = {"format": FORMAT, "versions": dict(_versions()), "modules": of_modules}
     return {**state, SEAL: {**seal, "digest": _digest(content, seal)}}
 
 
@@ -87,7 +88,10 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
     except Exception as error:  # a damaged state may raise anything
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     if not sound:
-        raise _damaged(name, "its content does not match its digest")
+        wrote = seal["versions"] if isinstance(seal["versions"], dict) else {}
+        others = [f"{what} {wrote.get(what)}" for what, version in _versions().items() if wrote.get(what) != version]
+        but = f". If it is sound, it needs the versions that wrote it: {', '.join(others)}" if others else ""
+        raise _damaged(name, "its content does not match its digest", but)
     return state
 
 
@@ -99,7 +103,7 @@ def scores_digest(estimator: Any) -> str:
     estimator : object
         A detector of this package or another estimator.
     """
-    return Walk(_of_any_estimator, lambda module: _module_state(module, [])).digest(estimator).hex()
+    return Walk(_by_content, lambda module: _module_state(module, [])).digest(estimator).hex()
 
 
 @cache
@@ -118,8 +122,9 @@ def _versions() -> dict[str, str]:
 def _content(state: Mapping[str, Any]) -> tuple[Digest, list[dict[str, str]]]:
     """Return the digest of a state, and the tensor digests of each module with pickling methods."""
     themselves: list[nn.Module] = []
-    walk = Walk(_by_name, lambda module: _module_state(module, themselves))
-    digest = walk.attributes({name: value for name, value in state.items() if name not in _SET_WHEN_OPENED})
+    walk = Walk(_by_content, lambda module: _module_state(module, themselves))
+    kept = {name: value for name, value in state.items() if name not in _SET_WHEN_OPENED}
+    digest = walk.attributes({k: type_name(v) if k.startswith(_BY_TYPE) else v for k, v in kept.items()})
     return digest, [{k: walk.digest(v).hex() for k, v in module.state_dict().items()} for module in themselves]
 
 
@@ -129,18 +134,13 @@ def _agree(written: Mapping[str, str], found: Mapping[str, str]) -> bool:
 
 
 def _digest(content: Digest, seal: Mapping[str, Any]) -> str:
-    return digest_of(content, Walk(_by_name, vars).attributes(seal)).hex()
+    return digest_of(content, Walk(_by_content, vars).attributes(seal)).hex()
 
 
-def _by_name(_: Walk, value: Any) -> Digest:
-    """Return the digest of a function or class by name, and of other values, irrelevant to scores, by type."""
-    if isinstance(value, _NAMED):
-        return digest_of("qualified", qualified_name(value))
-    return digest_of("other", type_name(value))
-
-
-def _damaged(name: str, how: str) -> FileFormatError:
-    return FileFormatError(f"the stored {name} is damaged ({how}): copy the file again from its source, or fit again")
+def _damaged(name: str, how: str, but: str = "") -> FileFormatError:
+    return FileFormatError(
+        f"the stored {name} is damaged ({how}): copy the file again from its source, or fit again{but}"
+    )
 
 
 def _module_state(module: nn.Module, themselves: list[nn.Module]) -> Mapping[str, Any]:
@@ -174,11 +174,12 @@ def stores_itself(kind: type[nn.Module]) -> bool:
     return bool(own) and (own != ["__setstate__"] or kind.__module__.split(".")[0] != "torch")
 
 
-def _of_any_estimator(walk: Walk, value: Any) -> Digest:
+def _by_content(walk: Walk, value: Any) -> Digest:
+    """Return the digest of an estimator, a function or class (by name), or any other object (as pickled)."""
     if isinstance(value, BaseEstimator):
         names = [name for name in vars(value) if name not in _IRRELEVANT_TO_SCORES]
         if _is_ours(type(value)):
-            names = [name for name in names if not name.startswith("_")]
+            names = [name for name in names if not name.startswith("_") or name == "_reading"]
         attributes = {name: getattr(value, name) for name in names}
         return digest_of("estimator", type_name(value), walk.attributes(attributes))
     if isinstance(value, _NAMED):

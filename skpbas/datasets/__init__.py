@@ -1,6 +1,6 @@
 """Data sets: loaders of public inspection data sets on disk, and generated inspection images."""
 
-from skpbas._inputs.decoding import IMAGE_FORMATS
+from skpbas._inputs.formats import IMAGE_FORMATS
 from skpbas.datasets._loaders import list_images, load_mpdd, load_mvtec, load_visa
 from skpbas.datasets.generated.inspection import DEFECT_TYPES, make_inspection_images
 from skpbas.datasets.generated.products import INSPECTION_KINDS

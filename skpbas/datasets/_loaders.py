@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from skpbas._inputs.decoding import image_suffixes, looks_like_an_image
+from skpbas._inputs.formats import image_suffixes, looks_like_an_image
 from skpbas.errors import DatasetError
 
 Split = Literal["train", "test"]

@@ -235,6 +235,8 @@ def score_images(
         raise ValueError(f"detector={detector!r} has no offset_, the threshold between normal and anomalous")
     if isinstance(uris, (str, bytes, os.PathLike)):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got a single one, {str(uris)!r}")
+    if isinstance(uris, (set, frozenset)):
+        raise InvalidImageError("uris is a set, which has no order: pass sorted(uris)")
     if not isinstance(uris, Iterable):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got {type(uris).__name__}")
     detector = detector._snapshot() if hasattr(detector, "_snapshot") else detector  # not changed by a later fit

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skpbas._inputs.decoding import decoding, known_formats
+from skpbas._inputs.decoding import check_regular_file, decoding, known_formats
 from skpbas.errors import InvalidImageError
 
 
@@ -58,6 +60,8 @@ def _fetch(uri: str) -> Any:
     """Return a path as it is, or the image at a URL."""
     if "://" not in uri:
         return uri
+    if uri.startswith("file://"):
+        check_regular_file(url2pathname(urlsplit(uri).path), uri)  # opening a named pipe would block forever
     with fsspec.open(uri, "rb") as file:
         content = file.read()
     with decoding(uri):

@@ -269,7 +269,10 @@ def _to_dtype(values: Pixels, tones: _Tones, dtype: np.dtype[Any]) -> Pixels:
 
 def _decode(item: Any, name: str) -> Pixels:
     """Return the pixels (H, W) or (H, W, C) of an image in its own dtype."""
-    return decode(item, name).pixels if isinstance(item, (str, PathLike, Image.Image)) else checked_array(item, name)
+    decoded = decode(item, name)
+    if isinstance(item, (str, PathLike, Image.Image)) or decoded.transparent:  # nothing is drawn where it is not seen
+        return decoded.pixels
+    return checked_array(item, name)
 
 
 class _Folder:

@@ -5,6 +5,8 @@ import functools
 import threading
 import types
 from dataclasses import dataclass
+from enum import Enum
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +75,10 @@ def scaled(factor):
     return lambda x: x * factor
 
 
+def posing(factor):
+    return functools.wraps(F.relu)(lambda x: x * factor)
+
+
 DIFFERENT = {
     "number": (Net(scale=1.0), Net(scale=2.0)),
     "string": (Net(mode="a"), Net(mode="b")),
@@ -93,6 +99,9 @@ DIFFERENT = {
     "constant in forward": (with_forward("self.first(x) * 2"), with_forward("self.first(x) * 3")),
     "global constant": (with_forward("self.first(x) * C", C=2), with_forward("self.first(x) * C", C=3)),
     "global function": (with_forward("f(self.first(x))", f=scaled(2)), with_forward("f(self.first(x))", f=scaled(3))),
+    "namespace": (Net(config=SimpleNamespace(scale=1)), Net(config=SimpleNamespace(scale=2))),
+    "value of an enum": (Net(mode=Enum("Mode", {"A": 1}).A), Net(mode=Enum("Mode", {"A": 2}).A)),
+    "function that poses as torch's": (Net(act=posing(1)), Net(act=posing(2))),
     "hook": (with_hook(lambda m, i, o: o * 2), with_hook(lambda m, i, o: o * 3)),
 }
 
@@ -114,11 +123,33 @@ def test_traced_graphs_differ_by_their_code():
     assert code_key(graphs[0]) == code_key(graphs[1]) != code_key(graphs[2])
 
 
+def test_functions_that_a_traced_graph_calls_and_its_hooks_count():
+    keys = set()
+    for factor in (2, 3):
+        net = Net()
+        graph = symbolic_trace(net)
+        node = next(node for node in graph.graph.nodes if node.op == "output")
+        with graph.graph.inserting_before(node):
+            called = graph.graph.call_function(scaled(factor), (node.args[0],))
+        node.args = (called,)
+        graph.recompile()
+        keys.add(code_key(graph))
+        graph.register_forward_hook(lambda m, i, o: o * 2)
+        keys.add(code_key(graph))
+    assert len(keys) == 4
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "swin_t", "efficientnet_b0"])
 def test_networks_of_torchvision_have_keys(name):
     with torch.device("meta"):
         networks = [torchvision.models.get_model(name, weights=None) for _ in range(2)]
     assert code_key(networks[0]) == code_key(networks[1])
+
+
+def user_code():
+    module = types.ModuleType("skpbas_user_code")
+    module.f = scaled(2)
+    return module
 
 
 class WithMethod(Net):
@@ -136,6 +167,8 @@ def test_a_method_that_forward_calls_counts(monkeypatch):
 
 
 UNKNOWN = {
+    "attribute 'scale' holds a .*Scale": lambda: Net(scale=type("Scale", (float,), {})(3.0)),
+    "the module skpbas_user_code, .* the global 'ops' of": lambda: with_forward("ops.f(x)", ops=user_code()),
     "attribute 'lock' holds a _thread.lock": lambda: Net(lock=threading.Lock()),
     "attribute 'generator' holds a torch._C.Generator": lambda: Net(generator=torch.Generator()),
     "attribute 'values' holds a builtins.generator": lambda: Net(values=(i for i in range(3))),

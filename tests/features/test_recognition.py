@@ -100,6 +100,18 @@ def test_known_defects_in_the_training_set_do_not_shift_the_indices(good_images)
     np.testing.assert_allclose(-detector.score_samples(good_images), expected, rtol=1e-3)
 
 
+def test_equal_training_images_count_as_one_when_they_are_scored_as_new(good_images):
+    twice = np.concatenate([good_images, good_images])
+    detector = small_detector(precision="float32", contamination=0.25).fit(twice)
+    scorer = detector.model_.patch_scorer
+    np.testing.assert_allclose(-detector.score_samples(twice), scorer.training_scores, rtol=1e-3)
+    np.testing.assert_array_equal(scorer.training_scores[:12], scorer.training_scores[12:])
+    assert scorer.coreset.image_index.max() < 12
+    unseen = -detector.score_samples(textured_images(12, seed=1))
+    assert scorer.training_scores.min() > unseen.mean() / 3  # as far away as new ones, not next to their equals
+    assert (detector.predict(twice) == -1).sum() == 6
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_equal_views_have_equal_fingerprints_and_others_do_not(dtype):
     view = (torch.rand(3, 8, 9, generator=torch.Generator().manual_seed(0)) * 255).to(dtype)

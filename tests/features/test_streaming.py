@@ -1,6 +1,8 @@
 """Images one by one: any iterable, in order, as they come, with bad ones in between."""
 
+import copy
 import itertools
+import os
 import pickle
 import re
 from collections.abc import Sequence
@@ -81,6 +83,56 @@ def test_more_threads_take_a_few_frames_in_advance(fitted, good_images):
     scores = [score for score, _ in itertools.islice(detector.iter_scores_and_maps(camera), 12)]
     assert camera.n_taken <= 12 + 2 * 2 + 1
     np.testing.assert_array_equal(scores, expected)
+
+
+def test_a_source_may_use_the_memory_of_a_frame_again(fitted, good_images):
+    def camera():
+        frame = np.empty_like(good_images[0])
+        for image in good_images:
+            frame[:] = image
+            yield frame
+
+    class Loader(Sequence):
+        frame = np.empty_like(good_images[0])
+
+        def __len__(self):
+            return len(good_images)
+
+        def __getitem__(self, index):
+            self.frame[:] = good_images[index]
+            return self.frame
+
+    expected = fitted.score_samples(good_images)
+    for n_jobs in (1, 3):
+        detector = copy.deepcopy(fitted).set_params(n_jobs=n_jobs)
+        assert [result.score for result in detector.score_stream(camera())] == expected.tolist()
+    np.testing.assert_array_equal(fitted.score_samples(Loader()), expected)
+
+
+def test_a_source_that_waits_withholds_no_result(fitted, good_images):
+    camera = Camera(good_images)
+    results = copy.deepcopy(fitted).set_params(n_jobs=3).score_stream(iter(camera))
+    for n in (1, 2):
+        next(results)
+        assert camera.n_taken == n
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_refused_unopened_with_memory_too(fitted, good_images, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    detector = copy.deepcopy(fitted).set_params(memory=tmp_path / "memory")
+    frames = [good_images[0], tmp_path / "pipe.png", good_images[1]]
+    assert [result.error is None for result in detector.score_stream(iter(frames), on_error="skip")] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_one_image_may_occur_several_times(fitted, paths):
+    with Image.open(paths[0]) as image:
+        detector = copy.deepcopy(fitted).set_params(n_jobs=4)
+        assert len(set(detector.score_samples([image] * 12).tolist())) == 1
 
 
 def test_a_generator_gives_what_a_list_gives(fitted, good_images):

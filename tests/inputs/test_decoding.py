@@ -19,11 +19,10 @@ from skpbas._inputs.decoding import (
     decode,
     decoding,
     image_shape,
-    image_suffixes,
     known_formats,
-    looks_like_an_image,
     opened,
 )
+from skpbas._inputs.formats import image_suffixes, looks_like_an_image
 from skpbas._inputs.images import ImageSequence, check_images
 from skpbas.datasets import IMAGE_FORMATS, list_images
 from skpbas.errors import DatasetError, ImageNotFoundError, InvalidImageError

@@ -131,7 +131,7 @@ def test_rows_of_minus_one_are_anomalous(labels, form):
     assert normal_rows(y, len(labels)).tolist() == [i for i, label in enumerate(labels) if label == 1]
 
 
-@pytest.mark.parametrize("y", [None, [1] * 12, np.ones(12), [None] * 12, [""] * 12, np.full(12, np.nan, object)])
+@pytest.mark.parametrize("y", [None, [1] * 12, np.ones(12), [None] * 12, [""] * 12])
 def test_all_images_are_normal_where_y_says_so_or_marks_nothing(y):
     assert normal_rows(y, 12).tolist() == list(range(12))
 
@@ -282,6 +282,39 @@ def test_masks_and_labels_in_one_sequence_are_refused_by_the_entry_that_differs(
         normal_rows(["good", mask_file], 2)
     with pytest.raises(InvalidTargetError, match=r"y\[1\] is a PosixPath|y\[1\] is a WindowsPath"):
         normal_rows([1, mask_file], 2)
+
+
+@pytest.mark.parametrize(
+    "y", [[float("nan")] * 3, np.full(3, np.nan), np.full(3, np.nan, object), [None, np.nan, None]]
+)
+def test_nothing_but_nan_is_neither_labels_nor_masks(y):
+    with pytest.raises(InvalidTargetError, match=r"y\[0\] is (nan|None) .*pass y=None if all images are normal"):
+        normal_rows(y, 3)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([None, None, "scratch"], r'words "scratch".*Convert it with \[-1 if word else 1 for word in y\]'),
+        ([1, 1, -(10**400)], "numbers that are too large"),
+        ([1, 1.0000001, -1], r"y contains -1, 1, 1\.0000001"),
+        (np.ma.array([1, 1, -1], mask=[0, 1, 0]), "hidden entries"),
+        (torch.zeros(3, 4, 4).to_sparse(), "y is a tensor that cannot be converted"),
+    ],
+)
+def test_what_looks_like_labels_is_refused_with_what_it_is(y, message):
+    with pytest.raises(InvalidTargetError, match=message):
+        normal_rows(y, 3)
+
+
+def test_tensors_of_any_type_are_labels_and_masks():
+    labels = torch.tensor([1, -1, 1])
+    for y in (labels, labels.bfloat16(), labels.float().requires_grad_()):
+        assert normal_rows(y, 3).tolist() == [0, 2]
+    masks = torch.zeros(3, 4, 4)
+    masks[1, 2, 2] = 1
+    for y in (masks, masks.bfloat16(), masks.requires_grad_(), list(masks.bfloat16())):
+        assert normal_rows(y, 3).tolist() == [0, 2]
 
 
 def test_a_tensor_of_masks_is_read():

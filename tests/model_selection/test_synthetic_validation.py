@@ -233,3 +233,14 @@ def test_invalid_parameters_are_rejected(arguments, message):
 def test_errors_name_unusable_images(images, error, message):
     with pytest.raises(error, match=message):
         synthetic_validation(images)
+
+
+def test_no_defect_is_drawn_in_colors_that_opacity_hides():
+    images = np.concatenate([textured_images(4), np.full((4, 64, 64, 1), 255, np.uint8)], axis=3)
+    images[:, :40, :, 3] = 0
+    X, masks = synthetic_validation(list(images), n_anomalous=8, random_state=0)
+    for image, mask in zip(X[4:], masks[4:], strict=True):
+        assert image.shape == (64, 64, 3)  # blended with white, as a detector sees it
+        clean = [np.where(i[..., 3:] == 0, 255, i[..., :3]) for i in images]
+        assert any((image != c).any(axis=-1).sum() <= mask.sum() for c in clean)
+        assert min((image != c).any(axis=-1)[mask].mean() for c in clean) > 0.2

@@ -123,11 +123,43 @@ def test_a_state_without_a_format_is_refused(fitted):
         opened_with(fitted, lambda state: state.pop(SEAL))
 
 
+class Gain:
+    def __init__(self, value):
+        self.value = value
+
+
+class WithConfig(Backbone):
+    def __init__(self):
+        super().__init__()
+        self.gain = Gain(1.5)
+
+    def forward(self, x):
+        return super().forward(x * self.gain.value)
+
+
+def test_objects_of_others_are_part_of_what_is_checked(good_images):
+    detector = PBASDetector(
+        WithConfig(), layers=["a", "c"], image_size=32, hidden_dim=8, n_exemplars=32, max_epochs=1, device="cpu"
+    ).fit(good_images)
+    pickle.loads(pickle.dumps(detector))
+    with pytest.raises(FileFormatError, match="does not match its digest"):
+        opened_with(detector, lambda state: setattr(state["feature_extractor_"].backbone.module.gain, "value", 1.6))
+    features = good_images.reshape(len(good_images), -1)[:, :50].astype(float)
+    forest = IsolationForest(n_estimators=5, random_state=0)
+    threshold = ConformalThreshold(forest, max_false_alarm_rate=0.3, random_state=0).fit(features)
+    copied = pickle.loads(pickle.dumps(threshold))
+    np.testing.assert_array_equal(copied.score_samples(features), threshold.score_samples(features))
+    with pytest.raises(FileFormatError, match="does not match its digest"):
+        opened_with(threshold, lambda state: setattr(state["detector_"], "_max_samples", 3))
+
+
 def flip(tensor):
     tensor.view(-1).view(torch.uint8)[0] ^= 1
 
 
 CHANGES = {
+    "a fingerprint": lambda state: state["_reading"].training._indices.popitem(),
+    "how images are read": lambda state: object.__setattr__(state["_reading"], "resize", "crop"),
     "a weight": lambda state: flip(state["projector_"].linear.weight.data),
     "an exemplar": lambda state: flip(state["model_"].patch_scorer.coreset.exemplars),
     "a buffer that is not persistent": lambda state: flip(state["feature_extractor_"].mean),

@@ -70,14 +70,16 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file may raise anything
         raise WeightsError(
             f"weights={str(path)!r} cannot be read as a state dict ({type(error).__name__}: {error}); "
             "write it with torch.save(model.state_dict(), path)"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]  # a training checkpoint
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise WeightsError(
             f"weights={str(path)!r} holds a {type(state).__name__}, not a state dict of tensors; "
             "write it with torch.save(model.state_dict(), path)"
@@ -103,11 +105,22 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
         A tensor is missing, has a different shape or holds NaN or infinity, or a layer in use has more tensors in the
         state dict than in the network, which then belong to another network; the error names them.
     """
+    prefixed = [name for name in state if name.startswith("module.") and name.removeprefix("module.") in state]
+    if prefixed:
+        raise WeightsError(
+            f"weights {source}: there are both {prefixed[0]!r} and {prefixed[0].removeprefix('module.')!r}; keep one"
+        )
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     needed = {k: v for k, v in network.state_dict().items() if not k.endswith(_NOT_LEARNT)}
     for name, tensor in needed.items():
         if name not in state:
             raise WeightsError(f"weights {source}: the tensor {name!r}, of shape {tuple(tensor.shape)}, is missing")
+        given = state[name]
+        if given.layout != torch.strided or given.is_meta or given.is_quantized or not given.is_floating_point():
+            raise WeightsError(
+                f"weights {source}: the tensor {name!r} is {given.dtype}, {given.layout} on {given.device}; expected "
+                "dense floating-point numbers"
+            )
         if state[name].shape != tensor.shape:
             raise WeightsError(
                 f"weights {source}: the tensor {name!r} has the shape {tuple(state[name].shape)}, "

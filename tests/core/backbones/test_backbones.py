@@ -319,6 +319,32 @@ def test_weights_that_are_no_numbers_are_refused_by_name(resnet18, tmp_path, ten
         FeatureExtractor(build_backbone(module, None, LEVELS, seeded()), image_size=(32, 32))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.to(torch.int8), "torch.int8, torch.strided on cpu; expected dense floating-point numbers"),
+        (lambda t: t.to(torch.complex64), "torch.complex64"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_by_name(resnet18, tmp_path, change, message):
+    state = resnet18.state_dict()
+    state["conv1.weight"] = change(state["conv1.weight"])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"w.pth.*'conv1.weight' is {message}"):
+        build_backbone("resnet18", tmp_path / "w.pth", ["layer1"], torch.Generator())
+
+
+def test_names_that_are_no_strings_or_occur_twice_are_refused(resnet18, tmp_path):
+    state = dict(resnet18.state_dict())
+    for entry, message in (
+        ({0: torch.zeros(1)}, "not a state dict of tensors"),
+        ({"module.conv1.weight": state["conv1.weight"]}, r"both 'module\.conv1\.weight' and 'conv1\.weight'; keep one"),
+    ):
+        torch.save({**state, **entry}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=message):
+            build_backbone("resnet18", tmp_path / "w.pth", ["layer1"], torch.Generator())
+
+
 def test_weights_that_overflow_in_single_precision_are_refused(resnet18, tmp_path):
     state = {name: w.double() if w.is_floating_point() else w for name, w in resnet18.state_dict().items()}
     build_backbone("resnet18", saved(state, tmp_path / "double.pth"), LEVELS, seeded())
