@@ -38,7 +38,7 @@ _EXPECTED = (
 _SHOWN_FILES = 10
 _LARGEST_RESIZED = 16  # in views: of longer images only the part around the view is resized
 _CROP_WARNING_SHARE = 0.05
-_ASPECT_WARNING = math.log(1.5)
+_ASPECT_WARNING = math.log(1.5) + 1e-9
 
 
 @dataclass(frozen=True)
