@@ -387,6 +387,7 @@ class Runs:
         self.detector = PBASDetector(
             options.backbone,
             weights=None if options.weights == "none" else options.weights,
+            resize="stretch",  # as in the rows that are kept
             device="cpu",
             memory=options.memory,
             **self.ablation.parameters,

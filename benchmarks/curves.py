@@ -194,6 +194,7 @@ def main() -> None:
             detector = PBASDetector(
                 options.backbone,
                 weights=None if options.weights == "none" else options.weights,
+                resize="stretch",  # as in the rows that are kept
                 device="cpu",
                 memory=options.memory,
                 **parameters,

@@ -219,6 +219,7 @@ def run(options: argparse.Namespace) -> None:
         detector = PBASDetector(
             options.backbone,
             weights=None if options.weights == "none" else options.weights,
+            resize="stretch",  # as in the rows that are kept
             image_size=options.image_size,
             patch_score=options.patch_score,
             max_epochs=options.max_epochs or "auto",
