@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from functools import cached_property
@@ -53,7 +54,8 @@ class Completion:
     def model(self) -> PBASModel:
         """The network that prediction evaluates."""
         scorer = new_scorer(self.features, self.head, self.settings)
-        model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, self.tiling)
+        tiling = copy.deepcopy(self.tiling)  # that of reading stays on the CPU
+        model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, tiling)
         return model.to(self.features.device)
 
     @cached_property
