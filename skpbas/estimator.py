@@ -136,8 +136,8 @@ class PBASDetector(
     contamination : "auto" or float in (0, 0.5], default="auto"
         Sets ``offset_``. "auto": about 1 in 100 unseen normal images is flagged, as estimated from the training images,
         each scored as if it were new; without "fused", a second training on one half of the images shows how the other
-        half scores. A float: that share of the training images is flagged; with "fused" about as many unseen ones or
-        fewer, otherwise more.
+        half scores. A float: that share of the training images is flagged; a similar share of unseen ones with "fused"
+        (see "Threshold" in the user guide), more otherwise.
 
     Runtime
         Where and how it computes.

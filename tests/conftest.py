@@ -9,6 +9,7 @@ import pytest
 from helpers import SHARED, small_detector, textured_images
 
 from skpbas import PBASDetector
+from skpbas.core.backbones import FeatureExtractor
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,17 @@ def good_images() -> np.ndarray:
 @pytest.fixture(scope="session")
 def fitted(good_images) -> PBASDetector:
     return small_detector().fit(good_images)
+
+
+@pytest.fixture
+def backbone_calls(monkeypatch) -> list[int]:
+    """The number of images, or of tiles, of each pass of a backbone."""
+    calls: list[int] = []
+    maps = FeatureExtractor.feature_maps
+
+    def counted(self, images):
+        calls.append(len(images))
+        return maps(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "feature_maps", counted)
+    return calls

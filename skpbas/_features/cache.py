@@ -146,7 +146,7 @@ class MapCache:
         return _channels_first(narrow)
 
     def _fit(self, stored: Sequence[Tensor]) -> bool:
-        """Return whether these (1, H_l, W_l, C_l) are valid feature maps of one image: shapes, types, finite."""
+        """Return whether these (n_tiles, H_l, W_l, C_l) are valid feature maps of one image: shapes, types, finite."""
         return (
             [tuple(level.shape) for level in stored]
             == [(self.n_tiles, h, w, c) for c, h, w in self.extractor.level_shapes]
@@ -156,7 +156,7 @@ class MapCache:
 
 
 def _channels_first(stored: Sequence[Tensor]) -> list[Tensor]:
-    """Return (1, C, H, W) views of maps (1, H, W, C): the memory format of the backbone's output, so equal rounding."""
+    """Return (n, C, H, W) views of maps (n, H, W, C): the memory format of the backbone's output, so equal rounding."""
     return [level.permute(0, 3, 1, 2) for level in stored]
 
 

@@ -113,8 +113,8 @@ def warn_of_reduction(shapes: NDArray[np.int64], image_size: Any, shape: tuple[i
         warnings.warn(
             f"image_size={DEFAULT_SIZE} reduces images of {median[0]:.0f} x {median[1]:.0f} pixels (height x width) by "
             f"a factor {reduction:.1f} to {shape[0]} x {shape[1]}: a detail of {reduction:.0f} pixels becomes a single "
-            f"one. For small defects pass a larger image_size: {enough} takes "
-            f"{(enough / DEFAULT_SIZE) ** 2:.1f} times as long",
+            f"one. For small defects pass a larger image_size ({enough} takes "
+            f"{(enough / DEFAULT_SIZE) ** 2:.1f} times as long), or tile, to inspect the image piece by piece",
             UserWarning,
             stacklevel=5,
         )

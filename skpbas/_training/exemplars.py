@@ -55,10 +55,8 @@ def fused_scorer(
         return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
 
     def are_exemplars(parts: Sequence[Tensor]) -> bool:
-        if [part.ndim for part in parts] != [1, 2, 2, 1] or [part.dtype for part in parts] != [
-            *[torch.float32] * 3,
-            torch.int64,
-        ]:
+        kinds = [(1, torch.float32), (2, torch.float32), (2, torch.float32), (1, torch.int64)]
+        if [(part.ndim, part.dtype) for part in parts] != kinds:
             return False
         mean, directions, exemplars, image_index = parts
         return (

@@ -17,21 +17,7 @@ from safetensors.torch import load_file, save_file
 import skpbas._features.entries as entries
 from skpbas import trim_memory
 from skpbas._features.entries import EntryFolder
-from skpbas.core.backbones import FeatureExtractor
 from skpbas.errors import StorageError
-
-
-@pytest.fixture
-def backbone_calls(monkeypatch):
-    calls = []
-    maps = FeatureExtractor.feature_maps
-
-    def counted(self, images):
-        calls.append(len(images))
-        return maps(self, images)
-
-    monkeypatch.setattr(FeatureExtractor, "feature_maps", counted)
-    return calls
 
 
 def files_of(folder):

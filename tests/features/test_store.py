@@ -17,7 +17,6 @@ from PIL import Image
 
 import skpbas._features.store
 from skpbas._features.store import FeatureStore
-from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.coreset import Coreset
 from skpbas.errors import ImageNotFoundError, StorageError
 
@@ -27,20 +26,6 @@ SHAPES = [(6, 4, 5), (8, 2, 3)]
 def random_maps(n, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(n, *shape, generator=generator) for shape in SHAPES]
-
-
-@pytest.fixture
-def backbone_calls(monkeypatch):
-    """Count the images processed by a backbone."""
-    calls = []
-    maps = FeatureExtractor.feature_maps
-
-    def counted(self, images):
-        calls.append(len(images))
-        return maps(self, images)
-
-    monkeypatch.setattr(FeatureExtractor, "feature_maps", counted)
-    return calls
 
 
 @pytest.mark.parametrize("budget", [0, 2**30], ids=["on disk", "in memory"])
