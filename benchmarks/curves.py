@@ -68,12 +68,12 @@ class EpochMetrics(Callback):  # type: ignore[misc]
             return
         scorer = self._scorer(net)
         scorer.standardize(self.features.parts_in_order(1), self.training_distances_)
-        discriminator = scorer.discriminator
+        discriminator, grid = scorer.discriminator, self.category.extractor.grid_shape
         logits = torch.cat([discriminator(parts) for parts in self.category.test_parts()])
         fused = scorer.fuse(logits.view_as(self.distances_), self.distances_).flatten(1)
         scores = {
-            "discriminator": (discriminator.image_scores(logits), torch.sigmoid(logits)),
-            "fused": (scorer.image_scores(fused), fused),
+            "discriminator": (discriminator.image_scores(logits, grid), torch.sigmoid(logits)),
+            "fused": (scorer.image_scores(fused, grid), fused),
         }
         for name, (image_scores, patch_scores) in scores.items():
             pixels = pixel_metrics(self.category.masks, self.renderer(patch_scores).numpy())

@@ -123,7 +123,8 @@ def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: boo
     ``as_new``: score training images as if the exemplars among their own patches did not exist.
     """
     batches = features.parts_in_order(inference_batch(features.device))
-    scores = [scorer.image_scores(scorer(parts, index if as_new else None)) for parts, index in batches]
+    grid_shape = features.store.grids[0]
+    scores = [scorer.image_scores(scorer(parts, index if as_new else None), grid_shape) for parts, index in batches]
     of_images = torch.cat(scores).unflatten(0, (-1, features.n_tiles)).amax(1)
     return -of_images.cpu().double().numpy()
 

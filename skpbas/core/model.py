@@ -91,7 +91,7 @@ class PBASModel(nn.Module):
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:
         """Return the image scores (B,) of patch scores (B, P); with tiles, the largest score of an image's tiles."""
-        scores = self.patch_scorer.image_scores(patch_scores)
+        scores = self.patch_scorer.image_scores(patch_scores, self.extractor.grid_shape)
         return scores if self.tiling is None else scores.unflatten(0, (-1, self.tiling.n_tiles)).amax(1)
 
     def anomaly_maps(self, patch_scores: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class PatchScorer(nn.Module):
         """
         raise NotImplementedError
 
-    def image_scores(self, scores: Tensor) -> Tensor:
-        """Return the image scores (B,) of patch scores (B, P): the largest of each image (Eq. 11)."""
+    def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P) on a grid: the largest of each image (Eq. 11)."""
         return scores.amax(1)
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
@@ -153,7 +153,8 @@ class FusedScorer(PatchScorer):
     discriminator's logit averaged over a patch and its eight neighbors, standardized by the mean and standard deviation
     of these averages over the training images. The distance is in units of its mean over the patches of the training
     images. There the exemplars of a patch's own image do not count, so that a training image is as far away as a new
-    one. An image's score is the mean of its largest patch scores.
+    one. An image's score is the mean of the largest of its patch scores, each averaged with its neighbors' beforehand:
+    what one odd patch says alone counts less than what several agree on.
 
     Parameters
     ----------
@@ -165,8 +166,8 @@ class FusedScorer(PatchScorer):
         Of the training features.
     temperature : float, default=3.0
         Of the discriminator's probability, > 0.
-    n_largest : int, default=10
-        Patch scores whose mean is the image score; at most a hundredth of an image's patches count.
+    largest : float, default=0.01
+        Share of an image's patches, in (0, 1], whose mean score is the image score; at least one patch.
 
     Attributes
     ----------
@@ -187,14 +188,14 @@ class FusedScorer(PatchScorer):
         coreset: Coreset,
         *,
         temperature: float = 3.0,
-        n_largest: int = 10,
+        largest: float = 0.01,
     ) -> None:
         super().__init__()
         self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
         directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
         self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
-        self.temperature, self.n_largest = temperature, n_largest
+        self.temperature, self.largest = temperature, largest
         self.register_buffer("mean_distance", _float32(1))
         self.register_buffer("mean_logit", _float32(0))
         self.register_buffer("logit_std", _float32(1))
@@ -229,7 +230,7 @@ class FusedScorer(PatchScorer):
         self.mean_distance = distances.mean().clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
-        scores = self.image_scores(self.fuse(logits, distances).flatten(1))
+        scores = self.image_scores(self.fuse(logits, distances).flatten(1), (distances.shape[1], distances.shape[2]))
         self.training_scores = scores.unflatten(0, (-1, n_tiles)).amax(1)
 
     def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
@@ -254,10 +255,10 @@ class FusedScorer(PatchScorer):
         z = (mean_3x3(logits) - self.mean_logit) / self.logit_std
         return (1 + torch.sigmoid(z / self.temperature)) * (distance / self.mean_distance)
 
-    def image_scores(self, scores: Tensor) -> Tensor:
-        """Return the image scores (B,) of patch scores (B, P): the mean of the largest of each image."""
-        k = min(max(scores.shape[1] // 100, 1), self.n_largest)
-        return scores.topk(k, dim=1).values.mean(1)
+    def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P) on a grid: the mean of the largest, smoothed."""
+        smoothed = binomial_3x3(scores.unflatten(1, grid_shape)).flatten(1)
+        return smoothed.topk(max(round(self.largest * scores.shape[1]), 1), dim=1).values.mean(1)
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Return anomaly maps (B, H, W): 0.5 is the mean image score of the training images."""
@@ -276,6 +277,15 @@ class FusedScorer(PatchScorer):
 
 def _float32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def binomial_3x3(scores: Tensor) -> Tensor:
+    """Average (B, H_0, W_0) over each patch and its neighbors with weights 1, 2, 1 along both axes, edges repeated.
+
+    As smooth as an anomaly map that is drawn from patches of 8 pixels with a standard deviation of 4 pixels.
+    """
+    padded = F.pad(scores[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, 2, 1), 2, 1)[:, 0]
 
 
 def mean_3x3(logits: Tensor) -> Tensor:

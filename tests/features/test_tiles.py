@@ -134,16 +134,13 @@ def test_the_map_of_tiles_is_that_of_the_whole_where_tiles_do_not_end():
 
 def test_the_score_of_an_image_is_that_of_its_most_anomalous_tile(detector):
     images, _ = spotted(2)
-    tiling, extractor = detector.model_.tiling, detector.model_.extractor
+    model = detector.model_
+    tiling, extractor, scorer = model.tiling, model.extractor, model.patch_scorer
     scores = []
     for image in torch.from_numpy(images).movedim(-1, 1):
-        of_tiles = [
-            detector.model_.patch_scorer.image_scores(
-                detector.model_.patch_scores(extractor.feature_maps(tiling.tile(image, index)[None]))
-            ).item()
-            for index in range(tiling.n_tiles)
-        ]
-        scores.append(-max(of_tiles))
+        tiles = [tiling.tile(image, index)[None] for index in range(tiling.n_tiles)]
+        of_tiles = [model.patch_scores(extractor.feature_maps(tile)) for tile in tiles]
+        scores.append(-max(scorer.image_scores(of_tile, extractor.grid_shape).item() for of_tile in of_tiles))
     np.testing.assert_allclose(detector.score_samples(images), scores, rtol=1e-5)
 
 

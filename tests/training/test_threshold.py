@@ -104,7 +104,7 @@ def test_contamination_flags_that_share_of_training_images_and_no_more_of_unseen
 @pytest.mark.parametrize("contamination", ["auto", 0.1])
 @pytest.mark.parametrize("patch_score", ["fused", "discriminator"])
 def test_fit_refuses_training_scores_that_are_not_finite(contamination, patch_score, monkeypatch):
-    def overflowing(scorer, scores):
+    def overflowing(scorer, scores, grid_shape):
         return torch.full((len(scores),), torch.inf)
 
     for kind in (FusedScorer, DiscriminatorScorer):
