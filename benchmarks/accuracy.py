@@ -26,7 +26,7 @@ from measure import append_rows
 from safetensors.torch import load_file
 
 import skpbas
-from skpbas import PBASDetector
+from skpbas import PBASDetector, presets
 from skpbas.core.backbones.embedded import EmbeddedBackbone
 from skpbas.metrics import image_ap, image_auroc, image_partial_auroc, miss_rate, pixel_metrics
 
@@ -45,6 +45,7 @@ COLUMNS = {
     "false_alarms": "false alarms",
     "misses": "misses",
     "fit_seconds": "fit s",
+    "ms_per_image": "ms",
 }
 
 
@@ -74,7 +75,9 @@ def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) 
         parameters = {**parameters, "backbone": other_embedded(Path(parameters["backbone"]))}
     detector = PBASDetector(**parameters).fit(train)
     fit_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     scores, anomaly_maps = zip(*detector.iter_scores_and_maps(images.test), strict=True)
+    predict_seconds = time.perf_counter() - start
     score_samples = np.array(scores)
     flagged = score_samples < detector.offset_
     anomalous = images.labels == -1
@@ -88,6 +91,7 @@ def run(images: Images, parameters: dict[str, Any], n_train: int | None = None) 
         "false_alarms": float(flagged[~anomalous].mean()),
         "misses": float((~flagged)[anomalous].mean()),
         "fit_seconds": fit_seconds,
+        "ms_per_image": 1000 * predict_seconds / len(images.test),
         "epochs": detector.n_iter_,
         "n_train": len(train),
     }
@@ -104,7 +108,8 @@ def main() -> None:
         help=f'a backbone of the detector, "{UNTRAINED}", or a .safetensors file with weights of the embedded backbone',
     )
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a state-dict file, or "none"')
-    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--preset", default="default", choices=["default", "thorough", "paper", "reference"])
+    parser.add_argument("--image-size", type=int, help="default: that of the preset")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--train-images", nargs="+", type=int, default=[None], help="number of training images, drawn by the seed"
@@ -116,10 +121,11 @@ def main() -> None:
     options = parser.parse_args()
 
     parameters = {
+        **({} if options.preset == "default" else getattr(presets, options.preset.upper())),
         "backbone": options.backbone,
         "weights": None if options.weights == "none" else options.weights,
-        "image_size": options.image_size,
         "verbose": options.verbose,
+        **({} if options.image_size is None else {"image_size": options.image_size}),
     }
     for assignment in options.set:
         name, value = assignment.split("=", 1)

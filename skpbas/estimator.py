@@ -85,6 +85,9 @@ class PBASDetector(
         For small defects in large images: side, in pixels of the images, of overlapping square tiles that are inspected
         one by one at ``image_size``. ``tile=256, image_size=256`` inspects every pixel. Time grows with the number of
         tiles. None: an image is inspected as a whole.
+    scales : sequence of float, default=(1.0,)
+        Multiples of ``image_size``, 1 and smaller ones, at which an image is inspected; the scores are summed. Each has
+        its own networks and exemplars. Needs ``patch_score="fused"``.
 
     Method
         Centers, synthesis and the two networks that are trained.
@@ -167,7 +170,7 @@ class PBASDetector(
     feature_extractor_ : FeatureExtractor
         Frozen backbone and aggregation, on ``device_``; maps (B, 3, H, W) images to (B, P, d) patch features.
     center_ : Tensor of shape (P, d)
-        The center set, on ``device_``.
+        The center set, on ``device_``; this and the next two at scale 1.
     projector_ : Projector
         phi, on ``device_``.
     discriminator_ : Discriminator or None
@@ -245,6 +248,7 @@ class PBASDetector(
         image_size: int | tuple[int, int] = 256,
         resize: str = "aspect",
         tile: int | None = None,
+        scales: Sequence[float] = (1.0,),
         center_init: str = "alignment",
         center_momentum: float = 0.1,
         synthesis: str | None = "ray",
@@ -280,6 +284,7 @@ class PBASDetector(
         self.image_size = image_size
         self.resize = resize
         self.tile = tile
+        self.scales = scales
         self.center_init = center_init
         self.center_momentum = center_momentum
         self.synthesis = synthesis
@@ -364,17 +369,18 @@ class PBASDetector(
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
-        every = torch.arange(len(store), device="cpu")
-        features = TrainingFeatures(store, every, extractor.aggregator, device, generator, memory, level_maps.n_tiles)
+        options = device, generator, memory, level_maps.n_tiles
+        features, *of_smaller = TrainingFeatures.of_scales(store, extractor, *options)
+        smaller = [(of_scale, train_head(of_scale, settings, "smaller scale")) for of_scale in of_smaller]
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
-            completion = Completion(extractor, features.as_of_now(), head, settings, reading.tiling)
+            completion = Completion(extractor, features.as_of_now(), head, settings, reading.tiling, smaller)
             model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
             return copy.copy(self)._set_fitted(completion, reading, model, offset)
 
         head = train_head(features, settings, listener=tasks.epochs(detector_of))
-        completion = Completion(extractor, features, head, settings, reading.tiling)
+        completion = Completion(extractor, features, head, settings, reading.tiling, smaller)
         with tasks.task("threshold"):
             model, offset = completion.model, completion.offset
         self._set_fitted(completion, reading, model, offset)
@@ -407,9 +413,9 @@ class PBASDetector(
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
 
-        The score is minus the largest score of an image's patches (Eq. 11); with "fused", minus the mean of the ten
-        largest. No score has an upper limit, so images rank even where D(phi(t)) rounds to 1: "discriminator" takes the
-        logit log(D / (1 - D)), and the distance in "fused" and "distance" keeps growing.
+        The score is minus the largest score of an image's patches (Eq. 11); with "fused", minus the mean of the largest
+        hundredth, smoothed. No score has an upper limit, so images rank even where D(phi(t)) rounds to 1:
+        "discriminator" takes the logit log(D / (1 - D)), and the distance in "fused" and "distance" keeps growing.
 
         Parameters
         ----------

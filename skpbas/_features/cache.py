@@ -76,7 +76,7 @@ class MapCache:
         self.folder, self.dtype, self.extractor, self.resize = folder, dtype, extractor, resize
         self.view_shape, self.n_tiles = view_shape or extractor.image_size, n_tiles
         settings = (
-            extractor.image_size,
+            extractor.scale_shapes,
             self.view_shape,
             n_tiles,
             resize == "crop",

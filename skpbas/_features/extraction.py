@@ -122,11 +122,7 @@ class LevelMaps:
 
     def store(self, rows: Sequence[int], dtype: torch.dtype, *, show_progress: bool) -> FeatureStore:
         """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
-        aggregator = self.extractor.aggregator
-        shapes = [
-            (outputs.stop - outputs.start, height, width)
-            for outputs, (_, height, width) in zip(aggregator.outputs, self.extractor.level_shapes, strict=True)
-        ]
+        shapes = self.extractor.part_shapes
         store = FeatureStore(len(rows) * self.n_tiles, shapes, dtype, self.extractor.device)
         done = 0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
@@ -135,7 +131,7 @@ class LevelMaps:
                 for maps in self._chunks(batch):
                     here, names = names[: len(maps[0])], names[len(maps[0]) :]
                     check_finite(maps, here, _IN_FIT)
-                    store.put(done, aggregator.pool(maps))
+                    store.put(done, self.extractor.pool(maps))
                     done += len(here)
                 store.fingerprints += [image.fingerprint for image in batch if image.fingerprint is not None]
                 bar.update(len(batch))

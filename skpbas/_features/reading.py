@@ -14,7 +14,7 @@ from skpbas._features.extraction import LevelMaps
 from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import STORED_DTYPES
 from skpbas._inputs.images import ImageSequence
-from skpbas._inputs.parameters import check_layers, height_and_width, n_threads, odd
+from skpbas._inputs.parameters import check_layers, check_scales, height_and_width, n_threads, odd
 from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.tiling import Tiling
@@ -84,6 +84,7 @@ class Reading:
             patch_size=odd(detector.patch_size),
             feature_dim=detector.feature_dim,
             precision=torch.bfloat16 if detector.precision == "bfloat16" else torch.float32,
+            scales=check_scales(detector.scales, detector.patch_score, detector.synthesis),
         )
 
     def level_maps(

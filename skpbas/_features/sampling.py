@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from skpbas._features.entries import EntryFolder
 from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import FeatureStore
 from skpbas.core.aggregation import PatchAggregator, PatchGatherer
+from skpbas.core.backbones import FeatureExtractor
 
 
 class TrainingFeatures(Dataset[Tensor]):
@@ -54,6 +56,15 @@ class TrainingFeatures(Dataset[Tensor]):
         known = store.fingerprints or [str(image) for image in range(len(store) // n_tiles)]
         self._numbers = torch.tensor(TrainingImages(known).first_equal(known), device="cpu")
         self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
+
+    @classmethod
+    def of_scales(cls, store: FeatureStore, extractor: FeatureExtractor, *args: Any) -> list[Self]:
+        """Return the features of all stored images at each scale of an extractor; ``args`` from ``device`` on."""
+        n, every = extractor.n_levels, torch.arange(len(store), device="cpu")
+        return [
+            cls(store.levels(slice(scale * n, (scale + 1) * n)), every, aggregator, *args)
+            for scale, aggregator in enumerate(extractor.aggregators)
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -96,6 +97,13 @@ class FeatureStore:
             for image in level:
                 digest.update(image.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def levels(self, which: slice) -> FeatureStore:
+        """Return a store of some of the levels, which shares memory with this one, once all images are written."""
+        part = copy.copy(self)
+        part.grids, part._levels = self.grids[which], self._levels[which]
+        vars(part).pop("digest", None)
+        return part
 
     def put(self, start: int, maps: Sequence[Tensor]) -> None:
         """Write the parts (B, C_l, H_l, W_l) of a batch of images, starting at index ``start``."""

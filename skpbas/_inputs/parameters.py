@@ -39,6 +39,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "feature_dim": [StrOptions({"auto"}), WholeNumber(1)],
     "image_size": [WholeNumber(1), "array-like"],
     "tile": [WholeNumber(1), None],
+    "scales": ["array-like"],
     "resize": [StrOptions({"aspect", "stretch", "crop"})],
     "center_init": [StrOptions(set(CENTER_INITS))],
     "center_momentum": [Interval(Real, 0, 1, closed="right")],
@@ -101,6 +102,24 @@ def odd(patch_size: int) -> int:
     if patch_size % 2 == 0:
         raise ValueError(f"patch_size={patch_size}: expected an odd number")
     return int(patch_size)
+
+
+def check_scales(scales: Any, patch_score: str, synthesis: str | None) -> tuple[float, ...]:
+    """Return ``scales`` from large to small, checked to be distinct numbers in (0, 1] with 1 among them."""
+    try:
+        checked = tuple(sorted(map(float, scales), reverse=True))
+    except (TypeError, ValueError):
+        checked = ()
+    if not checked or checked[0] != 1 or not checked[-1] > 0 or len(set(checked)) < len(checked):
+        raise ValueError(
+            f"scales={scales!r}: expected distinct numbers in (0, 1], multiples of image_size, with 1 among them"
+        )
+    if len(checked) > 1 and (patch_score != "fused" or synthesis is None):
+        raise ValueError(
+            f'scales={scales!r} with patch_score="{patch_score}", synthesis={synthesis!r}: only patch_score="fused", '
+            "which needs synthesis, sums the scores of several scales; use scales=(1.0,)"
+        )
+    return checked
 
 
 def check_layers(layers: Any) -> list[str]:

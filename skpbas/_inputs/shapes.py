@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from skpbas._inputs.decoding import image_shape
 from skpbas._inputs.parameters import height_and_width
+from skpbas.core.backbones.extractor import MULTIPLE
 
 DEFAULT_SIZE = 256
 """Default of ``image_size``."""
 
-_MULTIPLE = 16  # of the sides, in pixels: the stride of a network's third level
 _LARGEST_ASPECT = 4.0
 _LARGEST_REDUCTION = 4.0  # per side, beyond which the default size raises a warning
 _N_PEEKED = 5  # items of a sequence that loads on access
@@ -65,7 +65,7 @@ def tiled_shape(image_size: Any, tile: int, resize: str, shapes: NDArray[np.int6
     if not len(shapes):
         return int(image_size), int(image_size)
     height, width = np.median(shapes, axis=0) * (int(image_size) / int(tile))
-    return max(round(height), _MULTIPLE), max(round(width), _MULTIPLE)
+    return max(round(height), MULTIPLE), max(round(width), MULTIPLE)
 
 
 def shape_of_area(side: int, aspect: float) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def shape_of_area(side: int, aspect: float) -> tuple[int, int]:
     Both are multiples of 16, unless they are equal: then they are ``side``.
     """
     root = math.sqrt(min(max(aspect, 1 / _LARGEST_ASPECT), _LARGEST_ASPECT))
-    height, width = (max(round(exact / _MULTIPLE), 1) * _MULTIPLE for exact in (side * root, side / root))
+    height, width = (max(round(exact / MULTIPLE), 1) * MULTIPLE for exact in (side * root, side / root))
     return (side, side) if height == width else (height, width)
 
 
@@ -109,7 +109,7 @@ def warn_of_reduction(shapes: NDArray[np.int64], image_size: Any, shape: tuple[i
     reductions = median / np.array(shape)
     reduction = float(reductions.min() if resize == "crop" else reductions.max())
     if reduction > _LARGEST_REDUCTION:
-        enough = math.ceil(DEFAULT_SIZE * reduction / _LARGEST_REDUCTION / _MULTIPLE) * _MULTIPLE
+        enough = math.ceil(DEFAULT_SIZE * reduction / _LARGEST_REDUCTION / MULTIPLE) * MULTIPLE
         warnings.warn(
             f"image_size={DEFAULT_SIZE} reduces images of {median[0]:.0f} x {median[1]:.0f} pixels (height x width) by "
             f"a factor {reduction:.1f} to {shape[0]} x {shape[1]}: a detail of {reduction:.0f} pixels becomes a single "

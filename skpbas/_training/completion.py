@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from skpbas._training.threshold import SMALLEST_SPLIT, auto_offset, offset_of_ra
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import discriminator_precision, inference_batch
 from skpbas.core.model import PBASModel
-from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, FusedScorer, PatchScorer
+from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, ExemplarScorer, PatchScorer, SummedScorer
 from skpbas.core.tiling import Tiling
 from skpbas.errors import TrainingError
 
@@ -37,6 +38,8 @@ class Completion:
     settings : TrainingSettings
     tiling : Tiling or None
         Tiles of the images.
+    smaller : sequence of (TrainingFeatures, TrainedHead)
+        Of the scales below 1.
     """
 
     def __init__(
@@ -46,14 +49,15 @@ class Completion:
         head: TrainedHead,
         settings: TrainingSettings,
         tiling: Tiling | None = None,
+        smaller: Sequence[tuple[TrainingFeatures, TrainedHead]] = (),
     ) -> None:
         self.extractor, self.features, self.head, self.settings = extractor, features, head, settings
-        self.tiling = tiling
+        self.tiling, self.smaller = tiling, smaller
 
     @cached_property
     def model(self) -> PBASModel:
         """The network that prediction evaluates."""
-        scorer = new_scorer(self.features, self.head, self.settings)
+        scorer = new_scorer(self.features, self.head, self.settings, self.smaller)
         tiling = copy.deepcopy(self.tiling)  # that of reading stays on the CPU
         model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, tiling)
         return model.to(self.features.device)
@@ -71,8 +75,13 @@ class Completion:
         return offset
 
 
-def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> PatchScorer:
-    """Return the patch scorer of a head trained on ``features``."""
+def new_scorer(
+    features: TrainingFeatures,
+    head: TrainedHead,
+    settings: TrainingSettings,
+    smaller: Sequence[tuple[TrainingFeatures, TrainedHead]] = (),
+) -> PatchScorer:
+    """Return the patch scorer of a head trained on ``features``, and of the heads of smaller scales."""
     aggregator = features.aggregator
     scorer: PatchScorer
     if head.discriminator is None or settings.patch_score == "distance":
@@ -80,10 +89,30 @@ def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: Training
     elif settings.patch_score == "discriminator":
         scorer = DiscriminatorScorer(aggregator, head.projector, head.discriminator)
     else:
-        precision = discriminator_precision(settings.precision, features.device)
-        return fused_scorer(features, head.projector, head.discriminator, precision, n_exemplars=settings.n_exemplars)
+        return _exemplar_scorer([(features, head), *smaller], settings)
     scorer.precision = scorer_precision(scorer, settings.precision, features.device)
     return scorer.to(features.device)
+
+
+def _exemplar_scorer(
+    of_scales: Sequence[tuple[TrainingFeatures, TrainedHead]], settings: TrainingSettings
+) -> ExemplarScorer:
+    device, n_tiles = of_scales[0][0].device, of_scales[0][0].n_tiles
+    precision = discriminator_precision(settings.precision, device)
+    scorers, training_scores = [], []
+    for features, head in of_scales:
+        assert head.discriminator is not None
+        scorer, scores = fused_scorer(
+            features, head.projector, head.discriminator, precision, n_exemplars=settings.n_exemplars
+        )
+        scorers.append(scorer)
+        training_scores.append(scores)
+    if len(scorers) == 1:
+        return scorers[0]
+    summed = SummedScorer(scorers).to(device)
+    summed.precision = precision
+    summed.standardize(training_scores, n_tiles=n_tiles)
+    return summed
 
 
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:
@@ -92,7 +121,7 @@ def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) 
     The fused score tolerates bfloat16. The discriminator alone uses it only on request, because bfloat16 changed
     an image AUROC by 0.0016.
     """
-    if isinstance(scorer, FusedScorer):
+    if isinstance(scorer, ExemplarScorer):
         return discriminator_precision(precision, device)
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
@@ -105,7 +134,7 @@ def training_scores(features: TrainingFeatures, scorer: PatchScorer) -> NDArray[
     TrainingError
         A score is not finite.
     """
-    if isinstance(scorer, FusedScorer):
+    if isinstance(scorer, ExemplarScorer):
         scores = -scorer.training_scores.cpu().double().numpy()
     else:
         scores = score_stored(features, scorer)
@@ -137,7 +166,7 @@ def estimate_offset(
     ``stop_after``: number of epochs after which to stop the training of a second head.
     """
     scores = training_scores(features, scorer)
-    if isinstance(scorer, FusedScorer):
+    if isinstance(scorer, ExemplarScorer):
         return offset_of_ratios(-scores)
     return auto_offset(scores, score_halves(features, settings, stop_after=stop_after))
 

@@ -30,8 +30,10 @@ def fused_scorer(
     *,
     n_exemplars: int,
     pool_size: int = POOL_SIZE,
-) -> FusedScorer:
-    """Return the fused scorer of a trained head, with its scales set from the training images.
+) -> tuple[FusedScorer, Tensor]:
+    """Return the fused scorer of a trained head, and the patch scores (n, H_0, W_0) of the training images as if new.
+
+    The scorer's scales are set from the training images.
 
     Parameters
     ----------
@@ -80,8 +82,8 @@ def fused_scorer(
         return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
 
     (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
-    scorer.standardize(features.parts_in_order(batch_size), distances.to(features.device), n_tiles=features.n_tiles)
-    return scorer
+    parts = features.parts_in_order(batch_size)
+    return scorer, scorer.standardize(parts, distances.to(features.device), n_tiles=features.n_tiles)
 
 
 def _cached(

@@ -86,7 +86,7 @@ class PBASModel(nn.Module):
 
         ``image_index`` (B,): indices of training images, which are scored as if they were new.
         """
-        scores: Tensor = self.patch_scorer(self.extractor.aggregator.pool(feature_maps), image_index)
+        scores: Tensor = self.patch_scorer(self.extractor.pool(feature_maps), image_index)
         return scores
 
     def image_scores(self, patch_scores: Tensor) -> Tensor:

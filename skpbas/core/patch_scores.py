@@ -145,7 +145,44 @@ class DistanceScorer(PatchScorer):
         return distances / (distances + self.scale)
 
 
-class FusedScorer(PatchScorer):
+class ExemplarScorer(PatchScorer):
+    """Base class of the scores that compare patches with exemplars, by which training images can be scored as if new.
+
+    An image's score is the mean of the largest of its patch scores, each averaged with its neighbors' beforehand: what
+    one odd patch says alone counts less than what several agree on.
+
+    Attributes
+    ----------
+    largest : float
+        Share of an image's patches whose mean score is the image score; at least one patch.
+    training_scores : Tensor of shape (n,)
+        Image scores of the training images, scored as if they were new.
+    """
+
+    largest = 0.01
+    training_scores: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("training_scores", _float32(1)[None])
+
+    def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P) on a grid: the mean of the largest, smoothed."""
+        smoothed = binomial_3x3(scores.unflatten(1, grid_shape)).flatten(1)
+        return smoothed.topk(max(round(self.largest * scores.shape[1]), 1), dim=1).values.mean(1)
+
+    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
+        """Return anomaly maps (B, H, W): 0.5 is the mean image score of the training images."""
+        s = renderer(scores).clamp_(min=0)
+        return s / (s + self.training_scores.mean().clamp_min(_EPS))
+
+    def _set_training_scores(self, scores: Tensor, n_tiles: int) -> None:
+        """Keep the image scores of the training images' patch scores (n * n_tiles, H_0, W_0)."""
+        of_tiles = self.image_scores(scores.flatten(1), (scores.shape[1], scores.shape[2]))
+        self.training_scores = of_tiles.unflatten(0, (-1, n_tiles)).amax(1)
+
+
+class FusedScorer(ExemplarScorer):
     """s = (1 + D') * distance: the distance to the nearest exemplar, weighted by the discriminator.
 
     The distance tells how far a patch is from everything seen in training, the discriminator where normality ends close
@@ -153,8 +190,7 @@ class FusedScorer(PatchScorer):
     discriminator's logit averaged over a patch and its eight neighbors, standardized by the mean and standard deviation
     of these averages over the training images. The distance is in units of its mean over the patches of the training
     images. There the exemplars of a patch's own image do not count, so that a training image is as far away as a new
-    one. An image's score is the mean of the largest of its patch scores, each averaged with its neighbors' beforehand:
-    what one odd patch says alone counts less than what several agree on.
+    one.
 
     Parameters
     ----------
@@ -166,19 +202,11 @@ class FusedScorer(PatchScorer):
         Of the training features.
     temperature : float, default=3.0
         Of the discriminator's probability, > 0.
-    largest : float, default=0.01
-        Share of an image's patches, in (0, 1], whose mean score is the image score; at least one patch.
-
-    Attributes
-    ----------
-    training_scores : Tensor of shape (n,)
-        Image scores of the training images, scored as if they were new.
     """
 
     mean_distance: Tensor
     mean_logit: Tensor
     logit_std: Tensor
-    training_scores: Tensor
 
     def __init__(
         self,
@@ -188,18 +216,16 @@ class FusedScorer(PatchScorer):
         coreset: Coreset,
         *,
         temperature: float = 3.0,
-        largest: float = 0.01,
     ) -> None:
         super().__init__()
         self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
         directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
         self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
         self.coreset = coreset
-        self.temperature, self.largest = temperature, largest
+        self.temperature = temperature
         self.register_buffer("mean_distance", _float32(1))
         self.register_buffer("mean_logit", _float32(0))
         self.register_buffer("logit_std", _float32(1))
-        self.register_buffer("training_scores", _float32(1)[None])
 
     @torch.no_grad()
     def standardize(
@@ -208,7 +234,7 @@ class FusedScorer(PatchScorer):
         distances: Tensor | None = None,
         *,
         n_tiles: int = 1,
-    ) -> None:
+    ) -> Tensor:
         """Take the scales of distances, logits and image scores from the training images.
 
         Parameters
@@ -219,6 +245,11 @@ class FusedScorer(PatchScorer):
             What :meth:`distances` returns for these images, if it is known.
         n_tiles : int, default=1
             Tiles of an image: that many consecutive rows of the batches are one image.
+
+        Returns
+        -------
+        Tensor of shape (n, H_0, W_0)
+            Patch scores of the training images, scored as if they were new.
         """
         of_batches = [
             (self.logits(pooled), self.distances(pooled, index) if distances is None else None)
@@ -230,8 +261,9 @@ class FusedScorer(PatchScorer):
         self.mean_distance = distances.mean().clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
-        scores = self.image_scores(self.fuse(logits, distances).flatten(1), (distances.shape[1], distances.shape[2]))
-        self.training_scores = scores.unflatten(0, (-1, n_tiles)).amax(1)
+        scores = self.fuse(logits, distances)
+        self._set_training_scores(scores, n_tiles)
+        return scores
 
     def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
         """Return patch scores (B, P): see :meth:`PatchScorer.forward`."""
@@ -255,16 +287,6 @@ class FusedScorer(PatchScorer):
         z = (mean_3x3(logits) - self.mean_logit) / self.logit_std
         return (1 + torch.sigmoid(z / self.temperature)) * (distance / self.mean_distance)
 
-    def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
-        """Return the image scores (B,) of patch scores (B, P) on a grid: the mean of the largest, smoothed."""
-        smoothed = binomial_3x3(scores.unflatten(1, grid_shape)).flatten(1)
-        return smoothed.topk(max(round(self.largest * scores.shape[1]), 1), dim=1).values.mean(1)
-
-    def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
-        """Return anomaly maps (B, H, W): 0.5 is the mean image score of the training images."""
-        s = renderer(scores).clamp_(min=0)
-        return s / (s + self.training_scores.mean().clamp_min(_EPS))
-
     @property
     def precision(self) -> torch.dtype:
         """Arithmetic of the discriminator's first layer and of the search among the exemplars."""
@@ -273,6 +295,62 @@ class FusedScorer(PatchScorer):
     @precision.setter
     def precision(self, dtype: torch.dtype) -> None:
         self._precision = self.discriminator.precision = self.coreset.precision = dtype
+
+
+class SummedScorer(ExemplarScorer):
+    """The mean of the fused scores of one image at several scales, each in units of its training images' mean score.
+
+    A patch that is unusual at every scale stands out against what noise makes unusual at one. Scores of smaller scales
+    are interpolated to the patches of the first.
+
+    Parameters
+    ----------
+    members : sequence of FusedScorer
+        Largest scale first.
+    """
+
+    def __init__(self, members: Sequence[FusedScorer]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.n_levels = len(members[0].discriminator.hidden.parts)
+
+    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+        """Return patch scores (B, P): see :meth:`PatchScorer.forward`; ``pooled`` has the parts of all scales."""
+        of_scales = []
+        for scale, member in enumerate(self.members):
+            parts = pooled[scale * self.n_levels : (scale + 1) * self.n_levels]
+            of_scales.append(member(parts, image_index).unflatten(1, parts[0].shape[-2:]))
+        return self._mean(of_scales).flatten(1)
+
+    @torch.no_grad()
+    def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1) -> None:
+        """Set the training images' scores from their patch scores (n, H_s, W_s) by the members."""
+        self._set_training_scores(self._mean(of_scales), n_tiles)
+
+    def _mean(self, of_scales: Sequence[Tensor]) -> Tensor:
+        """Return the mean (B, H_0, W_0) of patch scores (B, H_s, W_s)."""
+        total = torch.zeros_like(of_scales[0])
+        for member, scores in zip(self.members, of_scales, strict=True):
+            assert isinstance(member, FusedScorer)
+            in_units = scores / member.training_scores.mean().clamp_min(_EPS)
+            if scores.shape != total.shape:
+                in_units = F.interpolate(in_units[:, None], total.shape[-2:], mode="bilinear", align_corners=False)[
+                    :, 0
+                ]
+            total = total + in_units
+        return total / len(of_scales)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Arithmetic of the members."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype) -> None:
+        self._precision = dtype
+        for member in self.members:
+            assert isinstance(member, FusedScorer)
+            member.precision = dtype
 
 
 def _float32(value: float) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
@@ -16,6 +18,8 @@ from skpbas.core.backbones.weights import check_finite
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MULTIPLE = 16
+"""Of the sides of an input whose shape is computed, in pixels: the stride of a network's third level."""
 
 
 class FeatureExtractor(nn.Module):
@@ -35,15 +39,21 @@ class FeatureExtractor(nn.Module):
         Dimension d of a patch feature; "auto": the sum of the levels' channels.
     precision : torch.dtype, default=torch.float32
         Arithmetic of the backbone: float32 or bfloat16.
+    scales : sequence of float, default=(1.0,)
+        Sizes at which the backbone sees an image, as multiples of ``image_size``: 1.0, and smaller ones behind it.
 
     Attributes
     ----------
+    scale_shapes : list of (int, int)
+        Height and width of the image at every scale.
+    n_levels : int
+        Levels of one scale.
     level_shapes : list of (int, int, int)
-        Channels, height and width of the feature map of every level.
+        Channels, height and width of the feature map of every level, scale by scale.
     grid_shape : (int, int)
-        Patch positions (H0, W0), those of the first level.
+        Patch positions (H0, W0), those of the first level at scale 1.
     stride : int
-        Input pixels per position of the coarsest level, rounded up.
+        Input pixels per position of the coarsest level at scale 1, rounded up.
     feature_dim : int
         Dimension d of a patch feature.
     """
@@ -59,6 +69,7 @@ class FeatureExtractor(nn.Module):
         patch_size: int = 3,
         feature_dim: int | str = "auto",
         precision: torch.dtype = torch.float32,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         frozen = backbone.requires_grad_(False).eval()
@@ -73,17 +84,32 @@ class FeatureExtractor(nn.Module):
         self.precision = precision
         self.register_buffer("mean", _constant(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", _constant(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.level_shapes = self._measure_levels()
+        self.scale_shapes = [image_size, *(scaled_shape(image_size, scale) for scale in scales[1:])]
+        self._reductions = nn.ModuleList(_Reduction(image_size, shape) for shape in self.scale_shapes[1:])
+        of_scales = [self._measure_levels(shape) for shape in self.scale_shapes]
+        self.level_shapes = list(chain.from_iterable(of_scales))
+        self.n_levels = len(of_scales[0])
         self.grid_shape = self.level_shapes[0][1:]
-        self.stride = max(-(-image_size[0] // h) for _, h, _ in self.level_shapes)
-        self.feature_dim = sum(c for c, _, _ in self.level_shapes) if feature_dim == "auto" else int(feature_dim)
-        self.aggregator = PatchAggregator([c for c, _, _ in self.level_shapes], patch_size, self.feature_dim)
+        self.stride = max(-(-image_size[0] // h) for _, h, _ in of_scales[0])
+        channels = [c for c, _, _ in of_scales[0]]
+        self.feature_dim = sum(channels) if feature_dim == "auto" else int(feature_dim)
+        self._aggregators = nn.ModuleList(PatchAggregator(channels, patch_size, self.feature_dim) for _ in of_scales)
 
-    def _measure_levels(self) -> list[tuple[int, int, int]]:
-        height, width = self.image_size
+    @property
+    def aggregators(self) -> list[PatchAggregator]:
+        """The aggregation at every scale."""
+        return [module for module in self._aggregators if isinstance(module, PatchAggregator)]
+
+    @property
+    def aggregator(self) -> PatchAggregator:
+        """The aggregation at scale 1."""
+        return self.aggregators[0]
+
+    def _measure_levels(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        height, width = image_size
         example = torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu")
         with self.backbone.dropping_unused() if isinstance(self.backbone, HookedModule) else nullcontext():
-            maps = self.feature_maps(example)
+            maps = self._levels_of(self.normalize(example))
         for level in maps:
             if not isinstance(level, Tensor) or level.ndim != 4:
                 shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
@@ -107,7 +133,13 @@ class FeatureExtractor(nn.Module):
         return (x - self.mean) / self.std
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps (B, C_l, H_l, W_l), float32, of normalized images (B, 3, H, W)."""
+        """Return the feature maps (B, C_l, H_l, W_l), float32, of normalized images (B, 3, H, W), scale by scale."""
+        maps = self._levels_of(images)
+        for reduction in self._reductions:
+            maps += self._levels_of(reduction(images))
+        return maps
+
+    def _levels_of(self, images: Tensor) -> list[Tensor]:
         x = images.contiguous(memory_format=torch.channels_last)
         rounded = self.precision != torch.float32
         with torch.autocast(x.device.type, self.precision if rounded else None, enabled=rounded):
@@ -126,21 +158,63 @@ class FeatureExtractor(nn.Module):
         Returns
         -------
         list of Tensor of shape (B, C_l, H_l, W_l)
-            float32, whatever the arithmetic of the backbone.
+            float32, whatever the arithmetic of the backbone; scale by scale.
         """
         self.backbone.eval()  # frozen, whatever was done to it since
         return self.levels(self.normalize(images))
 
+    def pool(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return each level's part of the patch features at its own resolution, scale by scale."""
+        n = self.n_levels
+        of_scales = [a.pool(maps[scale * n : (scale + 1) * n]) for scale, a in enumerate(self.aggregators)]
+        return list(chain.from_iterable(of_scales))
+
+    @property
+    def part_shapes(self) -> list[tuple[int, int, int]]:
+        """Channels, height and width of what :meth:`pool` returns."""
+        outputs = [outputs for aggregator in self.aggregators for outputs in aggregator.outputs]
+        return [(o.stop - o.start, h, w) for o, (_, h, w) in zip(outputs, self.level_shapes, strict=True)]
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the patch features t, (B, H0*W0, d), of images (B, 3, H, W), uint8 or float in [0, 1]."""
-        features: Tensor = self.aggregator(self.feature_maps(images))
+        """Return the patch features t, (B, H0*W0, d), of images (B, 3, H, W), uint8 or float in [0, 1], at scale 1."""
+        features: Tensor = self.aggregator(self.feature_maps(images)[: self.n_levels])
         return features
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Do nothing: the extractor is frozen and stays in evaluation mode."""
         super().train(False)
         return self
+
+
+def scaled_shape(image_size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return height and width times ``scale``, as multiples of 16.
+
+    Examples
+    --------
+    >>> from skpbas.core.backbones.extractor import scaled_shape
+    >>> scaled_shape((384, 384), 2 / 3), scaled_shape((608, 240), 2 / 3)
+    ((256, 256), (400, 160))
+    """
+    height, width = (max(round(side * scale / MULTIPLE), 1) * MULTIPLE for side in image_size)
+    return height, width
+
+
+class _Reduction(nn.Module):
+    """Antialiased bilinear resizing to a smaller shape: one matrix for the rows and one for the columns."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, old: tuple[int, int], new: tuple[int, int]) -> None:
+        super().__init__()
+        for name, n_in, n_out in zip(("rows", "columns"), old, new, strict=True):
+            identity = torch.eye(n_in, dtype=torch.float32, device="cpu")[None, None]
+            matrix = F.interpolate(identity, (n_out, n_in), mode="bilinear", antialias=True, align_corners=False)
+            self.register_buffer(name, matrix[0, 0], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rows @ images @ self.columns.T
 
 
 def _constant(values: tuple[float, ...]) -> Tensor:
