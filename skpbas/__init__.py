@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skpbas import calibration, datasets, masks, metrics, model_selection, presets, scorers
     from skpbas import distributed as distributed
+    from skpbas._decisions.regions import Region
     from skpbas._features.entries import trim_memory
     from skpbas._features.streaming import Result
     from skpbas.estimator import PBASDetector
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "PBASDetector",
+    "Region",
     "Result",
     "__version__",
     "calibration",
@@ -32,6 +34,7 @@ __all__ = [
 
 _LAZY = {
     "PBASDetector": "skpbas.estimator",
+    "Region": "skpbas._decisions.regions",
     "Result": "skpbas._features.streaming",
     "trim_memory": "skpbas._features.entries",
 }

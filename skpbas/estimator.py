@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,10 +17,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skpbas._compat import CallbackSupportMixin, with_callbacks
+from skpbas._decisions.deciding import DecisionMixin
 from skpbas._features.extraction import LevelMaps
 from skpbas._features.reading import Reading
 from skpbas._features.recognition import TrainingImages
-from skpbas._features.sampling import TrainingFeatures
+from skpbas._features.sampling import TrainingFeatures, as_of_now
 from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
@@ -43,6 +45,7 @@ from skpbas.errors import InvalidImageError
 class PBASDetector(
     CallbackSupportMixin,  # type: ignore[misc]
     PicklingMixin,
+    DecisionMixin,
     StreamingMixin,
     SnapshotMixin,
     OutlierMixin,  # type: ignore[misc]
@@ -157,7 +160,8 @@ class PBASDetector(
         Folder, or joblib.Memory with one, that keeps the feature maps of every image seen in ``fit`` and in prediction
         (only in ``fit`` where the detector comes from a pickle), by the content of image and network, and exemplars.
         Folds and candidates of a search, and later fits, decode no image twice and run the backbone only once per
-        image; processes may share it, and :func:`skpbas.trim_memory` bounds it. Scores change by float16's rounding.
+        image; processes may share it, and :func:`skpbas.trim_memory` bounds it. Feature maps are rounded to float16 first,
+        which may select other exemplars: scores differ a little from those without.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one per core.
     verbose : int, default=0
@@ -177,6 +181,10 @@ class PBASDetector(
         D, on ``device_``; None without synthesis.
     offset_ : float
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
+    map_threshold_ : float
+        Threshold on anomaly maps: about 1 in 100 unseen normal images has a pixel above it.
+    training_scores_ : ndarray of shape (n,), float64
+        ``score_samples`` of the training images; with "fused" as if they were new.
     n_iter_ : int
         Epochs run: fewer than ``max_epochs`` if a callback ended the training.
     loss_curve_ : dict of str to list of float
@@ -228,6 +236,8 @@ class PBASDetector(
     projector_: Projector
     discriminator_: Discriminator | None
     offset_: DeferrableAttribute[float] = DeferrableAttribute()
+    map_threshold_: DeferrableAttribute[float] = DeferrableAttribute()
+    training_scores_: DeferrableAttribute[NDArray[np.float64]] = DeferrableAttribute()
     n_iter_: int
     loss_curve_: dict[str, list[float]]
     device_: torch.device
@@ -370,30 +380,23 @@ class PBASDetector(
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
         options = device, generator, memory, level_maps.n_tiles
-        features, *of_smaller = TrainingFeatures.of_scales(store, extractor, *options)
-        smaller = [(of_scale, train_head(of_scale, settings, "smaller scale")) for of_scale in of_smaller]
+        of_scales = TrainingFeatures.of_scales(store, extractor, *options)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
-            completion = Completion(extractor, features.as_of_now(), head, settings, reading.tiling, smaller)
-            model, offset = Deferred(lambda: completion.model), Deferred(lambda: completion.offset)
-            return copy.copy(self)._set_fitted(completion, reading, model, offset)
+            completion = Completion(extractor, as_of_now(of_scales), head, settings, reading.tiling)
+            decisions = {name: Deferred(partial(getattr, completion, name)) for name in Completion.DECISIONS}
+            return copy.copy(self)._set_fitted(completion, reading, decisions)
 
-        head = train_head(features, settings, listener=tasks.epochs(detector_of))
-        completion = Completion(extractor, features, head, settings, reading.tiling, smaller)
+        head = train_head(of_scales[0], settings, listener=tasks.epochs(detector_of))
+        completion = Completion(extractor, of_scales, head, settings, reading.tiling)
         with tasks.task("threshold"):
-            model, offset = completion.model, completion.offset
-        self._set_fitted(completion, reading, model, offset)
+            decisions = {name: getattr(completion, name) for name in Completion.DECISIONS}
+        self._set_fitted(completion, reading, decisions)
         tasks.end()
         return self
 
-    def _set_fitted(
-        self,
-        of: Completion,
-        reading: Reading,
-        model: PBASModel | Deferred[PBASModel],
-        offset: float | Deferred[float],
-    ) -> Self:
+    def _set_fitted(self, of: Completion, reading: Reading, decisions: dict[str, Any]) -> Self:
         head, fitted = of.head, self._draft()
         fitted._opened = False
         fitted.feature_extractor_ = of.extractor
@@ -405,9 +408,9 @@ class PBASDetector(
         fitted.n_iter_ = head.n_epochs
         fitted.n_samples_fit_ = of.features.n_images
         fitted.device_ = of.features.device
-        fitted.model_ = model
-        fitted.offset_ = offset
         fitted._reading = reading
+        for name, value in decisions.items():
+            setattr(fitted, f"{name}_", value)
         return self._adopt(fitted)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -427,33 +430,6 @@ class PBASDetector(
         """
         check_is_fitted(self)
         return sample_scores(self._snapshot()._iter_scored(X))
-
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return ``score_samples(X) - offset_``: negative for anomalous images.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
-        """
-        now = self._snapshot()
-        return now.score_samples(X) - now.offset_
-
-    def predict(self, X: Any) -> NDArray[np.int64]:
-        """Predict labels: +1 for normal images, -1 for anomalous ones.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-
-        Returns
-        -------
-        ndarray of shape (n,), int64
-        """
-        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Return anomaly maps: how anomalous each pixel is.

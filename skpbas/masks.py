@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skpbas._inputs.images import image_items
-from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size, with_maps
+from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size, resize_of, with_maps
 from skpbas._inputs.targets import entries_of
 
 __all__ = ["read_mask", "to_map_size"]
@@ -108,7 +108,5 @@ def to_map_size(masks: Any, X: Any, detector: Any) -> list[NDArray[np.bool_] | N
     height, width = map_shape
     X = image_items(X)
     entries = entries_of(masks, len(X), "masks")
-    seen, _ = masks_at_map_size(
-        entries, X, (int(height), int(width)), getattr(detector, "resize", "stretch"), name="masks"
-    )
+    seen, _ = masks_at_map_size(entries, X, (int(height), int(width)), resize_of(detector), name="masks")
     return seen

@@ -13,10 +13,11 @@ from sklearn import get_config
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from skpbas._inputs.mask_reader import masks_at_map_size, with_maps
+from skpbas._inputs.mask_reader import masks_at_map_size, resize_of
 from skpbas._inputs.targets import anomalous_rows, are_masks, entries_of
 from skpbas.errors import InvalidTargetError
 from skpbas.metrics import image_ap, image_auroc, image_partial_auroc, miss_rate, pixel_metrics
+from skpbas.metrics._image_metrics import checked_max_fpr
 
 __all__ = [
     "SCORERS",
@@ -113,8 +114,7 @@ class AnomalyScorer:
         if not self._names:
             raise ValueError(f"metrics is empty; expected names from {list(_METRICS)}")
         for name, limit in (("max_fpr", max_fpr), ("max_image_fpr", max_image_fpr)):
-            if not (isinstance(limit, (int, float)) and 0 < limit <= 1):
-                raise ValueError(f"{name} is {limit!r}; expected a number in (0, 1]")
+            checked_max_fpr(limit, name)
         if not (undefined == "raise" or isinstance(undefined, (int, float))):
             raise ValueError(f"undefined is {undefined!r}; expected 'raise' or a number, such as float('nan')")
 
@@ -169,7 +169,7 @@ class AnomalyScorer:
         truth = _Truth(len(X), y, masks, image_names, pixel_names)
         if pixel_names:
             results, map_shape = _with_map_shape(_method(detector, "iter_scores_and_maps", pixel_names)(X), detector)
-            resize = getattr(with_maps(detector), "resize", "stretch")
+            resize = resize_of(detector)
             truth.resample_masks(X, map_shape, resize, before=None if X is given else given)
         values: dict[str, float] = {}  # y and masks are checked before the network has processed all images
         if image_names and (problem := truth.undefined_for_images()):

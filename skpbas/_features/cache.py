@@ -129,12 +129,19 @@ class MapCache:
         details = ViewDetails(geometry, note["transparent"], note["more_frames"])
         return CachedImage(_channels_first(stored), details, note["fingerprint"])
 
-    def store(self, key: str, image: CachedImage) -> list[Tensor]:
-        """Store an image; return its feature maps as :meth:`find` will."""
-        maps, details = image.maps, image.details
-        narrow = [level.cpu().permute(0, 2, 3, 1).contiguous() for level in maps]
+    def narrowed(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return feature maps (n, C_l, H_l, W_l) as :meth:`store` takes them: on the CPU, in the storage type."""
+        narrow = [level.cpu().contiguous(memory_format=torch.channels_last) for level in maps]
         if self.dtype != torch.float16 or all(map(fits_half_precision, narrow)):
             narrow = [level.to(self.dtype) for level in narrow]
+        return narrow
+
+    def store(self, key: str, image: CachedImage) -> list[Tensor]:
+        """Store an image with narrowed feature maps; return them as :meth:`find` will."""
+        details = image.details
+        narrow = [level.permute(0, 2, 3, 1).contiguous() for level in image.maps]
+        if len({level.dtype for level in narrow}) > 1:
+            narrow = [level.float() for level in narrow]
         if self.folder.writes and self._fit(narrow):
             note = {
                 "shape": list(details.geometry.input_shape),

@@ -194,8 +194,9 @@ class LevelMaps:
         if self.cache is None:
             yield from self._computed(views)
             return
-        computed = [torch.cat(level) for level in zip(*self._computed(views), strict=True)]
-        new = iter(range(len(views)))
+        computed = [self.cache.narrowed(chunk) for chunk in self._computed(views)]  # of all tiles, so not as float32
+        new = [torch.cat(level) for level in zip(*computed, strict=True)]
+        done = 0
         maps: list[list[Tensor]] = []
         for image in batch:
             if image.cached is not None:
@@ -203,10 +204,12 @@ class LevelMaps:
                 continue
             assert image.key is not None
             assert image.fingerprint is not None
-            first = next(new) * self.n_tiles
-            own = [level[first : first + self.n_tiles] for level in computed]
+            own = [level[done : done + self.n_tiles] for level in new]
+            done += self.n_tiles
             maps.append(self.cache.store(image.key, CachedImage(own, image.details, image.fingerprint)))
-        yield [torch.cat(level).to(self.extractor.device).float() for level in zip(*maps, strict=True)]
+        parts = [torch.cat(level).split(self.chunk_size) for level in zip(*maps, strict=True)]
+        for chunk in zip(*parts, strict=True):
+            yield [level.to(self.extractor.device).float() for level in chunk]
 
     def _computed(self, views: list[Tensor]) -> Iterator[list[Tensor]]:
         """Yield the feature maps of views, or of their tiles, a few at a time."""

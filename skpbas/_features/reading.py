@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +32,8 @@ class Reading:
     resize, precision : str
         The parameters.
     aspect : float or None
-        With ``resize="aspect"``: median height / width of the training images.
+        With ``resize="aspect"``: height / width of images that are not distorted, or that of most training images, if
+        height and width are given.
     training : TrainingImages or None
         None in ``fit`` itself.
     tiling : Tiling or None
@@ -65,14 +67,16 @@ class Reading:
             The default ``image_size`` leaves little of large images.
         """
         image_size, resize, tile = detector.image_size, detector.resize, detector.tile
-        shapes, items = peek_shapes(items, rows)
-        aspect = median_aspect(shapes) if resize == "aspect" and len(shapes) else None
+        shapes, items = peek_shapes(items, rows, n_threads(detector.n_jobs))
         if tile is None:
             shape, tiling = input_shape(image_size, resize, shapes), None
             warn_of_reduction(shapes, image_size, shape, resize)
         else:
             shape = tiled_shape(image_size, tile, resize, shapes)
             tiling = Tiling(shape, int(image_size))
+        aspect = None
+        if resize == "aspect" and len(shapes):
+            aspect = shape[0] / shape[1] if isinstance(image_size, Integral) else median_aspect(shapes)
         return cls(shape, resize, detector.precision, aspect, tiling=tiling), items
 
     def new_extractor(self, detector: Any, generator: torch.Generator) -> FeatureExtractor:

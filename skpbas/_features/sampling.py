@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -120,9 +120,9 @@ class TrainingFeatures(Dataset[Tensor]):
         order = of_images[torch.randperm(len(of_images), generator=self.generator, device="cpu")]
         return [self._view(rows.flatten(), self.generator) for rows in order.chunk(2)]
 
-    def as_of_now(self) -> TrainingFeatures:
-        """Return the same features with a copy of the generator in its current state."""
-        return self._view(self.rows, self.generator.clone_state())
+    def view(self, generator: torch.Generator) -> TrainingFeatures:
+        """Return the same features with another generator."""
+        return self._view(self.rows, generator)
 
     def _view(self, rows: Tensor, generator: torch.Generator) -> TrainingFeatures:
         return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory, self.n_tiles)
@@ -143,3 +143,9 @@ class TrainingFeatures(Dataset[Tensor]):
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
         return [part.to(self.device, non_blocking=True).float() for part in self.store.get(rows)]
+
+
+def as_of_now(of_scales: Sequence[TrainingFeatures]) -> list[TrainingFeatures]:
+    """Return the same features with one copy of their generator in its current state."""
+    generator = of_scales[0].generator.clone_state()
+    return [features.view(generator) for features in of_scales]

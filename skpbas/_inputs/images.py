@@ -234,8 +234,8 @@ class ImageSequence:
         if distorted:
             texts["aspect"] = (
                 f"{len(distorted)} of {total} are distorted, because their aspect ratio differs by more than a factor "
-                f"1.5 from {self.aspect:.3g} : 1 (height : width), the median of the training images; the first is "
-                f"{distorted[min(distorted)]}. Pass images of one aspect ratio, for example crops of the part"
+                f"1.5 from {self.aspect:.3g} : 1 (height : width), that of what the network sees; the first is "
+                f"{distorted[min(distorted)]}. Pass images of one aspect ratio, at most 4 : 1, such as crops"
             )
         if transparent:
             texts["alpha"] = (

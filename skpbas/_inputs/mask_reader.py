@@ -54,6 +54,14 @@ def with_maps(detector: Any) -> Any:
     return detector
 
 
+def resize_of(detector: Any) -> str:
+    """Return how the detector that makes the anomaly maps brings images to their size."""
+    detector = with_maps(detector)
+    fitted = getattr(detector, "_reading", detector)  # a parameter may have been changed since the fit
+    resize: str = getattr(fitted, "resize", "stretch")
+    return resize
+
+
 def mask_pixels(mask: Any, name: str) -> MaskPixels:
     """Read a mask from an array, a PIL image or a path, with the rules and errors of ``read_mask``."""
     values, high = _values(mask, name)

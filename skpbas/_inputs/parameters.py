@@ -110,7 +110,7 @@ def check_scales(scales: Any, patch_score: str, synthesis: str | None) -> tuple[
         checked = tuple(sorted(map(float, scales), reverse=True))
     except (TypeError, ValueError):
         checked = ()
-    if not checked or checked[0] != 1 or not checked[-1] > 0 or len(set(checked)) < len(checked):
+    if not checked or checked[0] != 1 or not all(0 < s <= 1 for s in checked) or len(set(checked)) < len(checked):
         raise ValueError(
             f"scales={scales!r}: expected distinct numbers in (0, 1], multiples of image_size, with 1 among them"
         )

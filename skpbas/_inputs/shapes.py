@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from skpbas._inputs.decoding import image_shape
 from skpbas._inputs.parameters import height_and_width
@@ -19,6 +21,7 @@ DEFAULT_SIZE = 256
 """Default of ``image_size``."""
 
 _LARGEST_ASPECT = 4.0
+_LARGEST_MAGNIFICATION = 4.0  # of tiles
 _LARGEST_REDUCTION = 4.0  # per side, beyond which the default size raises a warning
 _N_PEEKED = 5  # items of a sequence that loads on access
 
@@ -56,15 +59,26 @@ def tiled_shape(image_size: Any, tile: int, resize: str, shapes: NDArray[np.int6
     Raises
     ------
     ValueError
-        A parameter does not go with tiles.
+        A parameter does not go with tiles, or ``tile`` does not go with the images.
     """
     if not isinstance(image_size, Integral):
         raise ValueError(f"image_size={image_size!r} with tile={tile}: tiles are square, give one number")
     if resize == "crop":
         raise ValueError(f'resize="crop" with tile={tile}: tiles cover whole images; use the default, "aspect"')
+    if (magnification := int(image_size) / int(tile)) > _LARGEST_MAGNIFICATION:
+        raise ValueError(
+            f"tile={tile} with image_size={image_size} magnifies images {magnification:.0f} times: tile is the side of "
+            f"a tile in pixels of the images, and tile={image_size} shows every pixel"
+        )
     if not len(shapes):
         return int(image_size), int(image_size)
-    height, width = np.median(shapes, axis=0) * (int(image_size) / int(tile))
+    median = np.median(shapes, axis=0)
+    if tile > median.max():
+        raise ValueError(
+            f"tile={tile} is larger than the images, of {median[0]:.0f} x {median[1]:.0f} pixels (height x width): use "
+            "tile=None to inspect them as a whole"
+        )
+    height, width = median * magnification
     return max(round(height), MULTIPLE), max(round(width), MULTIPLE)
 
 
@@ -83,7 +97,7 @@ def median_aspect(shapes: NDArray[np.int64]) -> float:
     return float(np.exp(np.median(np.log(shapes[:, 0] / shapes[:, 1]))))
 
 
-def peek_shapes(items: Any, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], Any]:
+def peek_shapes(items: Any, rows: NDArray[np.intp], n_workers: int = 1) -> tuple[NDArray[np.int64], Any]:
     """Return the heights and widths (n, 2) of the images at ``rows``, and the items, to be used instead.
 
     Of files only the headers are read. Of a sequence that loads its items on access, five are loaded, and kept until
@@ -91,19 +105,20 @@ def peek_shapes(items: Any, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], 
     """
     if isinstance(items, np.ndarray):
         return np.tile(np.array(items.shape[1:3]), (len(rows), 1)), items
-    if not isinstance(items, (list, tuple)):
+    if isinstance(items, (list, tuple)):
+        peeked = {row: items[row] for row in rows.tolist()}
+    else:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, _N_PEEKED).round().astype(np.intp))]
         items = _Peeked(items, rows)
         peeked = items.peeked
-    else:
-        peeked = {row: items[row] for row in rows.tolist()}
-    shapes = [shape for row, item in peeked.items() if (shape := _shape(item, row)) is not None]
+    with ThreadPoolExecutor(n_workers, thread_name_prefix="skpbas-headers") as pool:
+        shapes = [shape for shape in pool.map(_shape, peeked.values(), peeked) if shape is not None]
     return np.array(shapes, np.int64).reshape(-1, 2), items
 
 
 def warn_of_reduction(shapes: NDArray[np.int64], image_size: Any, shape: tuple[int, int], resize: str) -> None:
     """Warn if the default size leaves less than one pixel in four per side of most images."""
-    if not len(shapes) or image_size != DEFAULT_SIZE:
+    if not len(shapes) or not isinstance(image_size, Integral) or image_size != DEFAULT_SIZE:
         return
     median = np.median(shapes, axis=0)
     reductions = median / np.array(shape)
@@ -125,13 +140,20 @@ class _Peeked(Sequence[Any]):
 
     def __init__(self, items: Any, rows: NDArray[np.intp]) -> None:
         self._items = items
-        self.peeked = {row: items[row] for row in rows.tolist()}
+        self.peeked = {row: _own(items[row]) for row in rows.tolist()}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
         return self.peeked.pop(index) if index in self.peeked else self._items[index]
+
+
+def _own(item: Any) -> Any:
+    """Return a copy of pixels: the sequence may use their memory for the next item."""
+    if isinstance(item, np.ndarray):
+        return item.copy()
+    return item.clone() if isinstance(item, Tensor) else item
 
 
 def _shape(item: Any, row: int) -> tuple[int, int] | None:

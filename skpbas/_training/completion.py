@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._training.exemplars import fused_scorer
@@ -24,6 +25,8 @@ from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, Exempl
 from skpbas.core.tiling import Tiling
 from skpbas.errors import TrainingError
 
+_LARGEST_PEAK = 1 - 1e-6  # of an anomaly map
+
 
 class Completion:
     """The model of a trained head and its threshold, each computed on first access.
@@ -32,35 +35,50 @@ class Completion:
     ----------
     extractor : FeatureExtractor
         Source of the features.
-    features : TrainingFeatures
-        Training features of the head.
+    of_scales : sequence of TrainingFeatures
+        The training features of the head and, behind them, those of scales below 1, whose heads are trained on first
+        access, for as many epochs.
     head : TrainedHead
     settings : TrainingSettings
     tiling : Tiling or None
         Tiles of the images.
-    smaller : sequence of (TrainingFeatures, TrainedHead)
-        Of the scales below 1.
     """
+
+    DECISIONS = ("model", "training_scores", "offset", "map_threshold")
+    """Properties that are fitted attributes of the detector, under these names with an underscore."""
 
     def __init__(
         self,
         extractor: FeatureExtractor,
-        features: TrainingFeatures,
+        of_scales: Sequence[TrainingFeatures],
         head: TrainedHead,
         settings: TrainingSettings,
         tiling: Tiling | None = None,
-        smaller: Sequence[tuple[TrainingFeatures, TrainedHead]] = (),
     ) -> None:
-        self.extractor, self.features, self.head, self.settings = extractor, features, head, settings
-        self.tiling, self.smaller = tiling, smaller
+        self.extractor, self.of_scales, self.head, self.settings = extractor, of_scales, head, settings
+        self.features, self.tiling = of_scales[0], tiling
+
+    @cached_property
+    def _scorer(self) -> tuple[PatchScorer, Tensor | None]:
+        n_epochs = self.head.n_epochs
+        smaller = [
+            (of_scale, train_head(of_scale, self.settings, "smaller scale", stop_after=n_epochs))
+            for of_scale in self.of_scales[1:]
+        ]
+        return scorer_and_training_scores(self.features, self.head, self.settings, smaller)
 
     @cached_property
     def model(self) -> PBASModel:
         """The network that prediction evaluates."""
-        scorer = new_scorer(self.features, self.head, self.settings, self.smaller)
+        scorer, _ = self._scorer
         tiling = copy.deepcopy(self.tiling)  # that of reading stays on the CPU
         model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, tiling)
         return model.to(self.features.device)
+
+    @cached_property
+    def training_scores(self) -> NDArray[np.float64]:
+        """``score_samples`` of the training images; by the fused score as if they were new."""
+        return training_scores(self.features, self.model.patch_scorer)
 
     @cached_property
     def offset(self) -> float:
@@ -69,19 +87,46 @@ class Completion:
         if contamination == "auto":
             offset = estimate_offset(self.features, scorer, self.settings, stop_after=self.head.n_epochs)
         else:
-            offset = float(np.quantile(training_scores(self.features, scorer), float(contamination)))
+            offset = float(np.quantile(self.training_scores, float(contamination)))
         if not math.isfinite(offset):
             raise TrainingError(f"the threshold is {offset}, although the scores of the training images are finite")
         return offset
 
+    @cached_property
+    def map_threshold(self) -> float:
+        """Threshold on anomaly maps: about 1 in 100 unseen normal images has a pixel above it.
 
-def new_scorer(
+        Without exemplars, whose absence makes training images new, it is where a map is flat in an image whose score is
+        the threshold: maps are smoothed, so those of normal images stay below.
+        """
+        model, (_, patch_scores) = self.model, self._scorer
+        if patch_scores is None:
+            flat = torch.full((model.n_tiles, self.features.n_positions), -self.offset, dtype=torch.float32)
+            return float(model.anomaly_maps(flat.to(self.features.device))[0, 0, 0])
+        peaks = []
+        for of_image in patch_scores.flatten(1).split(model.n_tiles):
+            peaks.append(float(model.anomaly_maps(of_image).max()))
+        odds = np.array(peaks).clip(max=_LARGEST_PEAK)
+        level = -offset_of_ratios(odds / (1 - odds))
+        return level / (1 + level)
+
+
+def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> PatchScorer:
+    """Return the patch scorer of a head trained on ``features``."""
+    return scorer_and_training_scores(features, head, settings)[0]
+
+
+def scorer_and_training_scores(
     features: TrainingFeatures,
     head: TrainedHead,
     settings: TrainingSettings,
     smaller: Sequence[tuple[TrainingFeatures, TrainedHead]] = (),
-) -> PatchScorer:
-    """Return the patch scorer of a head trained on ``features``, and of the heads of smaller scales."""
+) -> tuple[PatchScorer, Tensor | None]:
+    """Return the patch scorer of a head trained on ``features``, and of the heads of smaller scales.
+
+    Behind it are the patch scores (n, H_0, W_0) of the training images, scored as if they were new; None without
+    exemplars.
+    """
     aggregator = features.aggregator
     scorer: PatchScorer
     if head.discriminator is None or settings.patch_score == "distance":
@@ -91,12 +136,12 @@ def new_scorer(
     else:
         return _exemplar_scorer([(features, head), *smaller], settings)
     scorer.precision = scorer_precision(scorer, settings.precision, features.device)
-    return scorer.to(features.device)
+    return scorer.to(features.device), None
 
 
 def _exemplar_scorer(
     of_scales: Sequence[tuple[TrainingFeatures, TrainedHead]], settings: TrainingSettings
-) -> ExemplarScorer:
+) -> tuple[ExemplarScorer, Tensor]:
     device, n_tiles = of_scales[0][0].device, of_scales[0][0].n_tiles
     precision = discriminator_precision(settings.precision, device)
     scorers, training_scores = [], []
@@ -108,11 +153,10 @@ def _exemplar_scorer(
         scorers.append(scorer)
         training_scores.append(scores)
     if len(scorers) == 1:
-        return scorers[0]
+        return scorers[0], training_scores[0]
     summed = SummedScorer(scorers).to(device)
     summed.precision = precision
-    summed.standardize(training_scores, n_tiles=n_tiles)
-    return summed
+    return summed, summed.standardize(training_scores, n_tiles=n_tiles)
 
 
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:

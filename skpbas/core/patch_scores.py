@@ -323,9 +323,17 @@ class SummedScorer(ExemplarScorer):
         return self._mean(of_scales).flatten(1)
 
     @torch.no_grad()
-    def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1) -> None:
-        """Set the training images' scores from their patch scores (n, H_s, W_s) by the members."""
-        self._set_training_scores(self._mean(of_scales), n_tiles)
+    def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1) -> Tensor:
+        """Set the training images' scores from their patch scores (n, H_s, W_s) by the members.
+
+        Returns
+        -------
+        Tensor of shape (n, H_0, W_0)
+            Patch scores of the training images, scored as if they were new.
+        """
+        scores = self._mean(of_scales)
+        self._set_training_scores(scores, n_tiles)
+        return scores
 
     def _mean(self, of_scales: Sequence[Tensor]) -> Tensor:
         """Return the mean (B, H_0, W_0) of patch scores (B, H_s, W_s)."""

@@ -149,10 +149,10 @@ def miss_rate(labels: npt.ArrayLike, scores: npt.ArrayLike, max_fpr: float = 0.0
     return float(1 - tpr[fpr <= max_fpr].max())
 
 
-def checked_max_fpr(max_fpr: Any) -> float:
+def checked_max_fpr(max_fpr: Any, name: str = "max_fpr") -> float:
     """Return a limit of the false positive rate, checked to be in (0, 1]."""
-    if not (isinstance(max_fpr, Real) and 0 < float(max_fpr) <= 1):
-        raise ValueError(f"max_fpr is {max_fpr!r}; expected a number in (0, 1]")
+    if isinstance(max_fpr, (bool, np.bool_)) or not (isinstance(max_fpr, Real) and 0 < float(max_fpr) <= 1):
+        raise ValueError(f"{name} is {max_fpr!r}; expected a number in (0, 1]")
     return float(max_fpr)
 
 

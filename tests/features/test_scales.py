@@ -102,7 +102,7 @@ def test_training_images_are_scored_as_if_they_were_new(detector, good):
     assert (detector.score_samples(edited) > detector.score_samples(good)).all()
 
 
-def test_the_parameter_center_projector_and_discriminator_are_those_of_the_full_size(detector):
+def test_center_projector_and_discriminator_are_those_of_the_full_size(detector):
     extractor = detector.feature_extractor_
     assert extractor.scale_shapes == [(96, 96), (64, 64)]
     assert detector.center_.shape == (144, 384)
@@ -175,6 +175,12 @@ def test_one_scale_is_the_default_and_changes_nothing(good):
 def test_scales_other_than_distinct_numbers_up_to_one_are_refused(scales, good):
     with pytest.raises(ValueError, match=r"scales=.*distinct numbers in \(0, 1\].*with 1 among them"):
         at_scales(scales=scales).fit(good)
+
+
+@pytest.mark.parametrize("scales", [(1, 0.9), (1, 0.8, 0.75, 0.7)])
+def test_scales_that_are_the_same_sizes_in_multiples_of_16_pixels_are_refused(scales, good):
+    with pytest.raises(ValueError, match=r"scales=.* of an input of 64 x 64 pixels are 64 x 64, .*further apart"):
+        at_scales(scales=scales, image_size=64).fit(good)
 
 
 @pytest.mark.parametrize("params", [{"patch_score": "discriminator"}, {"patch_score": "distance"}, {"synthesis": None}])

@@ -171,11 +171,23 @@ def test_tiles_are_shrunk_to_the_size_that_the_network_sees():
     assert detector.model_.extractor.image_size == (64, 64)
 
 
-def test_images_smaller_than_a_tile_are_one_tile():
-    images = plates(4)[:, :48, :56]
+def test_images_narrower_than_a_tile_have_one_tile_across():
+    images = plates(4)[:, :48]
     detector = tiled(max_epochs=1).fit(images)
-    assert (detector.map_shape_, detector.model_.n_tiles) == ((48, 56), 1)
-    assert detector.anomaly_map(images).shape == (4, 48, 56)
+    assert detector.map_shape_ == (48, 220)
+    assert detector.model_.tiling.tile_shape == (48, 64)
+    assert detector.anomaly_map(images).shape == (4, 48, 220)
+
+
+def test_a_tile_larger_than_the_images_is_refused():
+    with pytest.raises(ValueError, match=r"tile=64 is larger than the images, of 48 x 56 pixels.*tile=None"):
+        tiled().fit(plates(4)[:, :48, :56])
+
+
+def test_a_tile_that_would_magnify_images_beyond_reason_is_refused():
+    with pytest.raises(ValueError, match=r"tile=4 with image_size=64 magnifies images 16 times.*tile=64 shows every"):
+        tiled(tile=4).fit(plates(4))
+    assert tiled(tile=16, max_epochs=1).fit(plates(2)[:, :32, :40]).map_shape_ == (128, 160)
 
 
 def test_a_conformal_threshold_takes_tiles():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from helpers import small_detector, textured_images
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,3 +180,52 @@ def test_the_default_size_warns_where_it_keeps_less_than_a_quarter_per_side(shap
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             embedded(image_size=size, max_epochs=1, n_exemplars=16).fit(images)
+
+
+class OneBuffer:
+    """A sequence that loads every image into the same array, as a camera's driver may."""
+
+    def __init__(self, images):
+        self.images, self.buffer = images, np.empty_like(images[0])
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.buffer[...] = self.images[index]
+        return self.buffer
+
+
+def test_a_sequence_may_load_all_images_into_one_buffer(good_images):
+    expected, detector = (embedded().fit(X) for X in (list(good_images), OneBuffer(good_images)))
+    assert detector.offset_ == expected.offset_
+    np.testing.assert_array_equal(detector.score_samples(good_images), expected.score_samples(good_images))
+
+
+def test_a_set_of_images_beyond_four_to_one_is_warned_of_as_distorted():
+    strips = [np.zeros((20, 200, 3), np.uint8)] * 3
+    with pytest.warns(UserWarning, match=r"3 of 3 images are distorted.* from 0\.25 : 1 .*at most 4 : 1"):
+        assert embedded(n_exemplars=16, max_epochs=1).fit(strips).map_shape_ == (32, 128)
+
+
+def test_height_and_width_may_be_an_array(good_images):
+    assert embedded(image_size=np.array([64, 64]), max_epochs=1).fit(good_images).map_shape_ == (64, 64)
+
+
+class Sevens(torch.nn.Module):
+    """A network that takes multiples of 14 pixels only, as a vision transformer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 8, 14, 14)
+
+    def forward(self, images):
+        assert images.shape[-1] % 14 == 0, "input is no multiple of 14"
+        return self.patches(images)
+
+
+def test_a_backbone_that_does_not_take_a_computed_shape_is_told_apart_from_other_errors():
+    detector = embedded(layers=["patches"], image_size=56, max_epochs=1).set_params(backbone=Sevens())
+    with pytest.raises(ValueError, match=r"AssertionError on an input of .* x 32 pixels: input is no multiple of 14"):
+        detector.fit(long_images(3))
+    assert detector.set_params(image_size=(84, 42)).fit(long_images(3)).map_shape_ == (84, 42)

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from skpbas._features.progress import progress_bar
 from skpbas._training import loop
 from skpbas._training.deferred import Deferred
+from skpbas._training.loop import train_head
 from skpbas.errors import TrainingError
 from skpbas.scorers import AnomalyScorer, image_auroc_scorer
 
@@ -180,13 +181,27 @@ def test_the_detector_of_an_epoch_can_be_copied_before_use(good_images, copy_by)
         assert not [value for value in vars(kept).values() if isinstance(value, Deferred)]  # or its features
 
 
+def test_a_callback_that_ends_the_training_ends_it_at_every_scale(good_images, monkeypatch):
+    trained = []
+
+    def spied(*args, **kwargs):
+        trained.append(train_head(*args, **kwargs))
+        return trained[-1]
+
+    for module in ("skpbas.estimator", "skpbas._training.completion"):
+        monkeypatch.setattr(f"{module}.train_head", spied)
+    assert detector_with(StopAfter(2), scales=(1, 0.5)).fit(good_images).n_iter_ == 2
+    assert [head.n_epochs for head in trained] == [2, 2]
+
+
 def test_deferred_attributes_release_the_training_features_once_computed(good_images):
     recording = Recording()
     detector_with(recording, max_epochs=2).fit(good_images)
     seen = recording.detectors[0]
     assert isinstance(vars(seen)["model_"], Deferred)
     assert isinstance(vars(seen)["offset_"], Deferred)
-    seen.predict(good_images[:1])
+    seen.find_regions(good_images[:1])
+    seen.p_values(good_images[:1])
     assert not [value for value in vars(seen).values() if isinstance(value, Deferred)]
     with pytest.raises(AttributeError, match="no attribute 'ofset_'"):
         _ = seen.ofset_

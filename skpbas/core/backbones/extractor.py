@@ -85,6 +85,13 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("mean", _constant(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", _constant(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.scale_shapes = [image_size, *(scaled_shape(image_size, scale) for scale in scales[1:])]
+        areas = [height * width for height, width in self.scale_shapes]
+        if any(small >= large for large, small in pairwise(areas)):
+            shapes = ", ".join(f"{height} x {width}" for height, width in self.scale_shapes)
+            raise ValueError(
+                f"scales={tuple(scales)!r} of an input of {image_size[0]} x {image_size[1]} pixels are {shapes}, as "
+                f"multiples of {MULTIPLE}: choose scales that are further apart, or a larger image_size"
+            )
         self._reductions = nn.ModuleList(_Reduction(image_size, shape) for shape in self.scale_shapes[1:])
         of_scales = [self._measure_levels(shape) for shape in self.scale_shapes]
         self.level_shapes = list(chain.from_iterable(of_scales))
@@ -108,8 +115,18 @@ class FeatureExtractor(nn.Module):
     def _measure_levels(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
         height, width = image_size
         example = torch.zeros(1, 3, height, width, dtype=torch.uint8, device="cpu")
-        with self.backbone.dropping_unused() if isinstance(self.backbone, HookedModule) else nullcontext():
-            maps = self._levels_of(self.normalize(example))
+        hooked = isinstance(self.backbone, HookedModule)
+        try:
+            with self.backbone.dropping_unused() if isinstance(self.backbone, HookedModule) else nullcontext():
+                maps = self._levels_of(self.normalize(example))
+        except Exception as error:
+            if not hooked or isinstance(error, ValueError):
+                raise
+            raise ValueError(
+                f"backbone: {type(error).__name__} on an input of {height} x {width} pixels: {error}. If it takes "
+                'other sizes only, give image_size=(height, width): with a single number, resize="aspect", tile and '
+                f"scales choose sides that are multiples of {MULTIPLE} or follow from the images"
+            ) from error
         for level in maps:
             if not isinstance(level, Tensor) or level.ndim != 4:
                 shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__

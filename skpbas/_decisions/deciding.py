@@ -1,0 +1,136 @@
+"""The methods of a detector that decide: labels, p-values, masks and regions, by thresholds from normal images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skpbas._decisions.regions import Region, regions_of
+from skpbas._inputs.parameters import WholeNumber
+
+__all__ = ["DecisionMixin"]
+
+
+class DecisionMixin:
+    """Decisions of a fitted detector about images."""
+
+    _snapshot: Callable[[], Any]
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return ``score_samples(X) - offset_``: negative for anomalous images.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        now = self._snapshot()
+        margins: NDArray[np.float64] = now.score_samples(X) - now.offset_
+        return margins
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Predict labels: +1 for normal images, -1 for anomalous ones.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def p_values(self, X: Any) -> NDArray[np.float64]:
+        """Return the share of the training images that are at least as anomalous, counting the image itself.
+
+        With n training images, r of which score as low as an image or lower when they are scored as if they were new,
+        its p-value is (1 + r) / (1 + n). About a share a of unseen normal images has a p-value of at most a. This is an
+        approximation: a training image scored as if it were new is not a new one. For a guarantee, see
+        :class:`~skpbas.calibration.ConformalThreshold`. Without ``patch_score="fused"`` training images are scored as
+        they are, and p-values are too small.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64 in (0, 1]
+        """
+        check_is_fitted(self)
+        now = self._snapshot()
+        return p_values_of(now.score_samples(X), np.sort(now.training_scores_))
+
+    def anomaly_mask(self, X: Any, size: str = "model") -> NDArray[np.bool_] | list[NDArray[np.bool_]]:
+        """Return which pixels are anomalous: those where the anomaly map is above ``map_threshold_``.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+            As for :meth:`anomaly_map`. What a crop did not see is False.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W), bool
+            A list of (H_i, W_i) arrays if the images' sizes differ.
+        """
+        now = self._snapshot()
+        check_is_fitted(self)
+        masks = [anomaly_map > now.map_threshold_ for anomaly_map in now.iter_anomaly_maps(X, size=size)]
+        return masks if len({mask.shape for mask in masks}) > 1 else np.stack(masks)
+
+    def find_regions(self, X: Any, size: str = "input", min_area: int = 1) -> list[list[Region]]:
+        """Return the connected regions of each image where its anomaly map is above ``map_threshold_``.
+
+        An image that :meth:`predict` calls anomalous has at least one region: the most anomalous one, if none reaches
+        ``min_area``, or the surroundings of its map's maximum, if no pixel is above the threshold.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"input", "model"}, default="input"
+            Whether boxes, areas and centroids are in pixels of the image itself or of the anomaly map.
+        min_area : int, default=1
+            Smallest area of a region, in these pixels.
+
+        Returns
+        -------
+        list of list of Region
+            For each image, most anomalous first.
+
+        Examples
+        --------
+        >>> from skpbas import PBASDetector
+        >>> from skpbas.datasets import make_inspection_images
+        >>> data = make_inspection_images(n_normal=8, n_anomalous=1, size=64, random_state=0)
+        >>> detector = PBASDetector("embedded", image_size=64, random_state=0).fit(data.images[:8])
+        >>> (regions,) = detector.find_regions(data.images[8:])
+        >>> regions[0].bbox, regions[0].area  # doctest: +SKIP
+        ((10, 20, 14, 12), 130)
+        """
+        if not WholeNumber(1).is_satisfied_by(min_area):
+            raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
+        check_is_fitted(self)
+        now = self._snapshot()
+        return [
+            regions_of(anomaly_map, now.map_threshold_, min_area=int(min_area), at_least_one=score < now.offset_)
+            for score, anomaly_map in now.iter_scores_and_maps(X, size=size)
+        ]
+
+
+def p_values_of(scores: NDArray[np.float64], normal_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (1 + number of normal scores at most as high) / (n + 1) for each score; NaN counts as the lowest.
+
+    ``normal_scores`` (n,) are ascending.
+    """
+    n_lower = np.searchsorted(normal_scores, np.where(np.isnan(scores), -np.inf, scores), side="right")
+    return (1 + n_lower) / (len(normal_scores) + 1)
