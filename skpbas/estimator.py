@@ -160,8 +160,8 @@ class PBASDetector(
         Folder, or joblib.Memory with one, that keeps the feature maps of every image seen in ``fit`` and in prediction
         (only in ``fit`` where the detector comes from a pickle), by the content of image and network, and exemplars.
         Folds and candidates of a search, and later fits, decode no image twice and run the backbone only once per
-        image; processes may share it, and :func:`skpbas.trim_memory` bounds it. Feature maps are rounded to float16 first,
-        which may select other exemplars: scores differ a little from those without.
+        image; processes may share it, and :func:`skpbas.trim_memory` bounds it. Feature maps are rounded to float16
+        first, which may select other exemplars: scores differ a little from those without.
     n_jobs : int or None, default=None
         Threads that decode images ahead of the network; None: 1, -1: one per core.
     verbose : int, default=0
