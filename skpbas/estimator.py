@@ -140,10 +140,13 @@ class PBASDetector(
     smoothing_sigma : float, default=4.0
         Standard deviation of the Gaussian smoothing of the anomaly map, in pixels of the network's input; 0: none.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Sets ``offset_``. "auto": about 1 in 100 unseen normal images is flagged, as estimated from the training images,
-        each scored as if it were new; without "fused", a second training on one half of the images shows how the other
-        half scores. A float: that share of the training images is flagged; a similar share of unseen ones with "fused"
-        (see "Threshold" in the user guide), more otherwise.
+        Sets ``offset_``. "auto": about a share ``false_alarm_rate`` of unseen normal images is flagged, as estimated
+        from the training images, each scored as if it were new; without "fused", a second training on one half of the
+        images shows how the other half scores. A float: that share of the training images is flagged; a similar share
+        of unseen ones with "fused" (see "Threshold" in the user guide), more otherwise.
+    false_alarm_rate : float in (0, 0.5], default=0.01
+        Share of unseen normal images that ``offset_`` ("auto") and ``map_threshold_`` aim to flag. A larger one misses
+        fewer defects.
 
     Runtime
         Where and how it computes.
@@ -182,7 +185,7 @@ class PBASDetector(
     offset_ : float
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     map_threshold_ : float
-        Threshold on anomaly maps: about 1 in 100 unseen normal images has a pixel above it.
+        Threshold on anomaly maps: about a share ``false_alarm_rate`` of unseen normal images has a pixel above it.
     training_scores_ : ndarray of shape (n,), float64
         ``score_samples`` of the training images; with "fused" as if they were new.
     n_iter_ : int
@@ -279,6 +282,7 @@ class PBASDetector(
         n_exemplars: int = 4096,
         smoothing_sigma: float = 4.0,
         contamination: str | float = "auto",
+        false_alarm_rate: float = 0.01,
         device: str | torch.device = "auto",
         precision: str = "auto",
         random_state: Any = None,
@@ -315,6 +319,7 @@ class PBASDetector(
         self.n_exemplars = n_exemplars
         self.smoothing_sigma = smoothing_sigma
         self.contamination = contamination
+        self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.precision = precision
         self.random_state = random_state

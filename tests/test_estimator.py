@@ -371,6 +371,8 @@ def test_two_images_are_enough_to_run(good_images):
         ("alpha", -1, "alpha"),
         ("contamination", 0.6, "contamination"),
         ("contamination", "some", "contamination"),
+        ("false_alarm_rate", 0, "false_alarm_rate"),
+        ("false_alarm_rate", 0.6, "false_alarm_rate"),
         ("device", "tpu9000", "device='tpu9000'"),
         ("precision", "int8", "precision"),
         ("schedule", "linear", "schedule"),

@@ -94,7 +94,7 @@ class Completion:
 
     @cached_property
     def map_threshold(self) -> float:
-        """Threshold on anomaly maps: about 1 in 100 unseen normal images has a pixel above it.
+        """Threshold on anomaly maps: a share ``false_alarm_rate`` of unseen normal images has a pixel above it.
 
         Without exemplars, whose absence makes training images new, it is where a map is flat in an image whose score is
         the threshold: maps are smoothed, so those of normal images stay below.
@@ -107,7 +107,7 @@ class Completion:
         for of_image in patch_scores.flatten(1).split(model.n_tiles):
             peaks.append(float(model.anomaly_maps(of_image).max()))
         odds = np.array(peaks).clip(max=_LARGEST_PEAK)
-        level = -offset_of_ratios(odds / (1 - odds))
+        level = -offset_of_ratios(odds / (1 - odds), self.settings.false_alarm_rate)
         return level / (1 + level)
 
 
@@ -205,14 +205,15 @@ def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: boo
 def estimate_offset(
     features: TrainingFeatures, scorer: PatchScorer, settings: TrainingSettings, *, stop_after: int | None = None
 ) -> float:
-    """Return the score that about 1 in 100 unseen normal images falls below.
+    """Return the score that about a share ``false_alarm_rate`` of unseen normal images falls below.
 
     ``stop_after``: number of epochs after which to stop the training of a second head.
     """
     scores = training_scores(features, scorer)
     if isinstance(scorer, ExemplarScorer):
-        return offset_of_ratios(-scores)
-    return auto_offset(scores, score_halves(features, settings, stop_after=stop_after))
+        return offset_of_ratios(-scores, settings.false_alarm_rate)
+    halves = score_halves(features, settings, stop_after=stop_after)
+    return auto_offset(scores, halves, rate=settings.false_alarm_rate)
 
 
 def score_halves(

@@ -15,12 +15,12 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 FALSE_ALARM_RATE = 0.01
 _LARGEST_LOGARITHM = 80.0  # keeps the offset of two very different images within float32
 SMALLEST_SPLIT = 4  # images: two to train on, two held out
-_GUMBEL_QUANTILE = (-math.log(-math.log1p(-FALSE_ALARM_RATE)) - np.euler_gamma) * math.sqrt(6) / math.pi
 
 
 def auto_offset(
@@ -28,8 +28,9 @@ def auto_offset(
     halves: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     *,
     shift: float = 1.0,
+    rate: float = FALSE_ALARM_RATE,
 ) -> float:
-    """Estimate the score that about 1 in 100 unseen normal images falls below.
+    """Estimate the score that about a share ``rate`` of unseen normal images falls below.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ def auto_offset(
     shift : float
         Without a second head: how much lower unseen images score, in standard deviations of the training images; 0 if
         the training images were scored as if they were new.
+    rate : float, default=0.01
+        In (0, 0.5].
 
     Returns
     -------
@@ -52,11 +55,18 @@ def auto_offset(
         std = max(seen.std(ddof=1), np.finfo(np.float32).eps)  # equal images have zero spread
         shift, ratio, n = (seen.mean() - unseen.mean()) / std, unseen.std(ddof=1) / std, len(unseen)
     # few images estimate the spread poorly: Student's t replaces the normal distribution
-    factor = student.ppf(1 - FALSE_ALARM_RATE, n - 1) / student.ppf(1 - FALSE_ALARM_RATE, 10**9) * math.sqrt(1 + 1 / n)
-    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * factor * _GUMBEL_QUANTILE))
+    factor = math.sqrt(1 + 1 / n)
+    if rate < 0.5:
+        factor *= student.ppf(1 - rate, n - 1) / normal.ppf(1 - rate)
+    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * factor * _gumbel_quantile(rate)))
 
 
-def offset_of_ratios(ratios: NDArray[np.float64]) -> float:
+def _gumbel_quantile(rate: float) -> float:
+    """Return what a share ``rate`` of a Gumbel distribution exceeds, in standard deviations above its mean."""
+    return (-math.log(-math.log1p(-rate)) - np.euler_gamma) * math.sqrt(6) / math.pi
+
+
+def offset_of_ratios(ratios: NDArray[np.float64], rate: float = FALSE_ALARM_RATE) -> float:
     """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous."""
     logarithms = np.log(np.maximum(ratios, np.finfo(np.float32).eps))
-    return -math.exp(min(-auto_offset(-logarithms, shift=0.0), _LARGEST_LOGARITHM))
+    return -math.exp(min(-auto_offset(-logarithms, shift=0.0, rate=rate), _LARGEST_LOGARITHM))

@@ -55,15 +55,16 @@ def test_scores_of_training_images_as_if_new_need_no_second_head(n_train):
     assert 0.004 < np.mean(rates) < 0.03
 
 
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.05, 0.2, 0.5])
 @pytest.mark.parametrize("n_train", [10, 20, 100, 400])
-def test_about_one_in_a_hundred_ratios_with_gumbel_logarithms_is_flagged(n_train):
+def test_about_the_wanted_share_of_ratios_with_gumbel_logarithms_is_flagged(n_train, rate):
     rng = np.random.default_rng(0)
 
     def ratios(n):
         return np.exp(gumbel(rng, n, mean=0.5, std=0.1))
 
-    rates = [(-ratios(500) < offset_of_ratios(ratios(n_train))).mean() for _ in range(300)]
-    assert 0.004 < np.mean(rates) < 0.03
+    rates = [(-ratios(500) < offset_of_ratios(ratios(n_train), rate)).mean() for _ in range(300)]
+    assert 0.4 * rate < np.mean(rates) < (3 * rate if rate < 0.1 else 1.2 * rate)
 
 
 def test_the_offset_of_ratios_scales_with_them_and_is_finite_for_two_extreme_values():
@@ -113,6 +114,16 @@ def test_fit_refuses_training_scores_that_are_not_finite(contamination, patch_sc
     with pytest.raises(TrainingError, match=r"scores of 6 of 6 training images are not finite.*lower projector_lr and"):
         detector.fit(textured_images(6))
     assert not hasattr(detector, "offset_")
+
+
+def test_a_larger_false_alarm_rate_lowers_both_thresholds_and_changes_no_score():
+    images = textured_images(12)
+    strict, lenient = (
+        small_detector(max_epochs=2, false_alarm_rate=rate).fit(images) for rate in (0.01, np.float32(0.2))
+    )
+    np.testing.assert_array_equal(strict.score_samples(images), lenient.score_samples(images))
+    assert lenient.offset_ > strict.offset_
+    assert lenient.map_threshold_ < strict.map_threshold_
 
 
 def test_contamination_does_not_change_the_scores():
