@@ -53,7 +53,8 @@ class DecisionMixin:
 
         With n training images, r of which score as low as an image or lower when they are scored as if they were new,
         its p-value is (1 + r) / (1 + n). About a share a of unseen normal images has a p-value of at most a. This is an
-        approximation: a training image scored as if it were new is not a new one. For a guarantee, see
+        approximation: a training image scored as if it were new is not a new one, and only the mean difference is
+        corrected for (see "Threshold" in the user guide). For a guarantee, see
         :class:`~skpbas.calibration.ConformalThreshold`. Without ``patch_score="fused"`` training images are scored as
         they are, and p-values are too small.
 
@@ -67,7 +68,8 @@ class DecisionMixin:
         """
         check_is_fitted(self)
         now = self._snapshot()
-        return p_values_of(now.score_samples(X), np.sort(now.training_scores_))
+        bias = float(getattr(now.model_.patch_scorer, "bias", 1.0))
+        return p_values_of(now.score_samples(X), np.sort(bias * now.training_scores_))
 
     def anomaly_mask(self, X: Any, size: str = "model") -> NDArray[np.bool_] | list[NDArray[np.bool_]]:
         """Return which pixels are anomalous: those where the anomaly map is above ``map_threshold_``.

@@ -120,6 +120,10 @@ class TrainingFeatures(Dataset[Tensor]):
         order = of_images[torch.randperm(len(of_images), generator=self.generator, device="cpu")]
         return [self._view(rows.flatten(), self.generator) for rows in order.chunk(2)]
 
+    def some(self, which: Tensor) -> TrainingFeatures:
+        """Return the features of some of the rows, by a mask or by indices."""
+        return self._view(self.rows[which], self.generator)
+
     def view(self, generator: torch.Generator) -> TrainingFeatures:
         """Return the same features with another generator."""
         return self._view(self.rows, generator)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skpbas._features.sampling import TrainingFeatures
-from skpbas._training.exemplars import fused_scorer
+from skpbas._training.exemplars import TrainingPatchScores, fused_scorer
 from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.threshold import SMALLEST_SPLIT, auto_offset, offset_of_ratios
@@ -59,7 +59,7 @@ class Completion:
         self.features, self.tiling = of_scales[0], tiling
 
     @cached_property
-    def _scorer(self) -> tuple[PatchScorer, Tensor | None]:
+    def _scorer(self) -> tuple[PatchScorer, TrainingPatchScores | None]:
         n_epochs = self.head.n_epochs
         smaller = [
             (of_scale, train_head(of_scale, self.settings, "smaller scale", stop_after=n_epochs))
@@ -103,12 +103,16 @@ class Completion:
         if patch_scores is None:
             flat = torch.full((model.n_tiles, self.features.n_positions), -self.offset, dtype=torch.float32)
             return float(model.anomaly_maps(flat.to(self.features.device))[0, 0, 0])
-        peaks = []
-        for of_image in patch_scores.flatten(1).split(model.n_tiles):
-            peaks.append(float(model.anomaly_maps(of_image).max()))
-        odds = np.array(peaks).clip(max=_LARGEST_PEAK)
-        level = -offset_of_ratios(odds / (1 - odds), self.settings.false_alarm_rate)
+        level = -offset_of_ratios(self._peaks(patch_scores.as_new).numpy(), self.settings.false_alarm_rate)
+        level *= patch_scores.bias(self._peaks, model.n_tiles)
         return level / (1 + level)
+
+    def _peaks(self, patch_scores: Tensor) -> Tensor:
+        """Return the largest value p of each image's anomaly map, as p / (1 - p), for (n * n_tiles, H_0, W_0)."""
+        of_images = patch_scores.flatten(1).split(self.model.n_tiles)
+        peaks = torch.stack([self.model.anomaly_maps(of_image).max() for of_image in of_images]).cpu().double()
+        peaks = peaks.clamp(max=_LARGEST_PEAK)
+        return peaks / (1 - peaks)
 
 
 def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> PatchScorer:
@@ -121,11 +125,10 @@ def scorer_and_training_scores(
     head: TrainedHead,
     settings: TrainingSettings,
     smaller: Sequence[tuple[TrainingFeatures, TrainedHead]] = (),
-) -> tuple[PatchScorer, Tensor | None]:
+) -> tuple[PatchScorer, TrainingPatchScores | None]:
     """Return the patch scorer of a head trained on ``features``, and of the heads of smaller scales.
 
-    Behind it are the patch scores (n, H_0, W_0) of the training images, scored as if they were new; None without
-    exemplars.
+    Behind it are the patch scores of the training images; None without exemplars.
     """
     aggregator = features.aggregator
     scorer: PatchScorer
@@ -141,22 +144,28 @@ def scorer_and_training_scores(
 
 def _exemplar_scorer(
     of_scales: Sequence[tuple[TrainingFeatures, TrainedHead]], settings: TrainingSettings
-) -> tuple[ExemplarScorer, Tensor]:
+) -> tuple[ExemplarScorer, TrainingPatchScores]:
     device, n_tiles = of_scales[0][0].device, of_scales[0][0].n_tiles
     precision = discriminator_precision(settings.precision, device)
-    scorers, training_scores = [], []
+    scorers, scores_of_scales = [], []
     for features, head in of_scales:
         assert head.discriminator is not None
         scorer, scores = fused_scorer(
             features, head.projector, head.discriminator, precision, n_exemplars=settings.n_exemplars
         )
         scorers.append(scorer)
-        training_scores.append(scores)
-    if len(scorers) == 1:
-        return scorers[0], training_scores[0]
-    summed = SummedScorer(scorers).to(device)
-    summed.precision = precision
-    return summed, summed.standardize(training_scores, n_tiles=n_tiles)
+        scores_of_scales.append(scores)
+    result: ExemplarScorer = scorers[0]
+    patch_scores = scores_of_scales[0]
+    if len(scorers) > 1:
+        result = summed = SummedScorer(scorers).to(device)
+        summed.precision = precision
+        as_new = summed.standardize([scores.as_new for scores in scores_of_scales], n_tiles=n_tiles)
+        of_held_out = summed.mean([scores.of_held_out for scores in scores_of_scales])
+        patch_scores = TrainingPatchScores(as_new, patch_scores.held_out, of_held_out)
+    bias = patch_scores.bias(lambda scores: result.of_images(scores, n_tiles), n_tiles)
+    result.bias = torch.tensor(bias, dtype=torch.float32, device=device)
+    return result, patch_scores
 
 
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:
@@ -211,7 +220,7 @@ def estimate_offset(
     """
     scores = training_scores(features, scorer)
     if isinstance(scorer, ExemplarScorer):
-        return offset_of_ratios(-scores, settings.false_alarm_rate)
+        return float(scorer.bias) * offset_of_ratios(-scores, settings.false_alarm_rate)
     halves = score_halves(features, settings, stop_after=stop_after)
     return auto_offset(scores, halves, rate=settings.false_alarm_rate)
 

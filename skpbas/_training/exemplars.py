@@ -7,6 +7,7 @@ They depend only on the features, not on a seed or on anything trained, so candi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,37 @@ from skpbas.core.networks import Discriminator, Projector
 from skpbas.core.patch_scores import FusedScorer
 
 POOL_SIZE = 2**18
+_N_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class TrainingPatchScores:
+    """Patch scores of training images by an exemplar scorer.
+
+    Attributes
+    ----------
+    as_new : Tensor of shape (n, H_0, W_0)
+        Without the exemplars of the image itself.
+    held_out : Tensor of shape (m,), int64
+        Rows of a fifth of the images; none, if there are fewer than three different ones.
+    of_held_out : Tensor of shape (m, H_0, W_0)
+        Their scores against exemplars that were selected among the other images, as if these were all.
+    """
+
+    as_new: Tensor
+    held_out: Tensor
+    of_held_out: Tensor
+
+    def bias(self, of_images: Callable[[Tensor], Tensor], n_tiles: int) -> float:
+        """Return the ratio of what new images and training images scored as new have, as a geometric mean.
+
+        ``of_images`` returns a positive value (n,) for each image with these patch scores (n * n_tiles, H_0, W_0).
+        """
+        if not len(self.held_out):
+            return 1.0
+        new, as_new = of_images(self.of_held_out), of_images(self.as_new[self.held_out.to(self.as_new.device)])
+        logarithms = [values.double().clamp_min(torch.finfo(torch.float32).eps).log() for values in (new, as_new)]
+        return float((logarithms[0] - logarithms[1]).mean().exp())
 
 
 def fused_scorer(
@@ -30,10 +62,8 @@ def fused_scorer(
     *,
     n_exemplars: int,
     pool_size: int = POOL_SIZE,
-) -> tuple[FusedScorer, Tensor]:
-    """Return the fused scorer of a trained head, and the patch scores (n, H_0, W_0) of the training images as if new.
-
-    The scorer's scales are set from the training images.
+) -> tuple[FusedScorer, TrainingPatchScores]:
+    """Return the fused scorer of a trained head, with its scales set from the training images, and their patch scores.
 
     Parameters
     ----------
@@ -83,7 +113,38 @@ def fused_scorer(
 
     (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
     parts = features.parts_in_order(batch_size)
-    return scorer, scorer.standardize(parts, distances.to(features.device), n_tiles=features.n_tiles)
+    as_new = scorer.standardize(parts, distances.to(features.device), n_tiles=features.n_tiles)
+
+    held_out = _rows_held_out(features.image_numbers)
+    if not len(held_out):
+        return scorer, TrainingPatchScores(as_new, held_out, as_new[:0])
+    others, those = (
+        features.some(rows) for rows in (~torch.isin(torch.arange(len(features), device="cpu"), held_out), held_out)
+    )
+
+    def measure_held_out() -> list[Tensor]:
+        of_others = Coreset.of(others.sample(pool_size), n_exemplars, basis=(coreset.mean, coreset.directions))
+        of_others.precision = precision
+        found = [
+            of_others.distance(scorer.reduced(parts).flatten(0, 1)).view(-1, *features.store.grids[0])
+            for parts, _ in those.parts_in_order(batch_size)
+        ]
+        return [torch.cat(found).cpu()]
+
+    def are_held_out(parts: Sequence[Tensor]) -> bool:
+        shape = (len(held_out), *features.store.grids[0])
+        return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
+
+    (distances,) = _cached(features, ("held out", *feature_key, str(precision)), measure_held_out, are_held_out)
+    logits = torch.cat([scorer.logits(parts) for parts, _ in those.parts_in_order(batch_size)])
+    return scorer, TrainingPatchScores(as_new, held_out, scorer.fuse(logits, distances.to(features.device)))
+
+
+def _rows_held_out(image_numbers: Tensor) -> Tensor:
+    """Return the rows of every fifth image, with all that equal it, if there are three different ones or more."""
+    different = image_numbers.unique()
+    chosen = different[::_N_FOLDS] if len(different) >= 3 else different[:0]
+    return torch.isin(image_numbers, chosen).nonzero().flatten()
 
 
 def _cached(

@@ -138,6 +138,7 @@ class Coreset(nn.Module):
         batches: Iterable[tuple[Tensor, Tensor]],
         n_exemplars: int = 4096,
         n_directions: int = 128,
+        basis: tuple[Tensor, Tensor] | None = None,
     ) -> Self:
         """Select exemplars among training features.
 
@@ -148,9 +149,10 @@ class Coreset(nn.Module):
             representative.
         n_exemplars, n_directions : int
             At most.
+        basis : (Tensor of shape (d,), Tensor of shape (q, d)) or None, default=None
+            Mean and directions, if they are known.
         """
-        mean: Tensor | None = None
-        directions: Tensor | None = None
+        mean, directions = (None, None) if basis is None else basis
         points: list[Tensor] = []
         image_index: list[Tensor] = []
         for features, of_images in batches:

@@ -157,14 +157,19 @@ class ExemplarScorer(PatchScorer):
         Share of an image's patches whose mean score is the image score; at least one patch.
     training_scores : Tensor of shape (n,)
         Image scores of the training images, scored as if they were new.
+    bias : Tensor of shape ()
+        Ratio of new images' scores to these: where an image's own exemplars are left out, those of similar images that
+        were not selected because of them are missing too.
     """
 
     largest = 0.01
     training_scores: Tensor
+    bias: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("training_scores", _float32(1)[None])
+        self.register_buffer("bias", _float32(1))
 
     def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
         """Return the image scores (B,) of patch scores (B, P) on a grid: the mean of the largest, smoothed."""
@@ -176,10 +181,10 @@ class ExemplarScorer(PatchScorer):
         s = renderer(scores).clamp_(min=0)
         return s / (s + self.training_scores.mean().clamp_min(_EPS))
 
-    def _set_training_scores(self, scores: Tensor, n_tiles: int) -> None:
-        """Keep the image scores of the training images' patch scores (n * n_tiles, H_0, W_0)."""
+    def of_images(self, scores: Tensor, n_tiles: int) -> Tensor:
+        """Return the image scores (n,) of patch scores (n * n_tiles, H_0, W_0)."""
         of_tiles = self.image_scores(scores.flatten(1), (scores.shape[1], scores.shape[2]))
-        self.training_scores = of_tiles.unflatten(0, (-1, n_tiles)).amax(1)
+        return of_tiles.unflatten(0, (-1, n_tiles)).amax(1)
 
 
 class FusedScorer(ExemplarScorer):
@@ -262,7 +267,7 @@ class FusedScorer(ExemplarScorer):
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
         scores = self.fuse(logits, distances)
-        self._set_training_scores(scores, n_tiles)
+        self.training_scores = self.of_images(scores, n_tiles)
         return scores
 
     def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
@@ -320,7 +325,7 @@ class SummedScorer(ExemplarScorer):
         for scale, member in enumerate(self.members):
             parts = pooled[scale * self.n_levels : (scale + 1) * self.n_levels]
             of_scales.append(member(parts, image_index).unflatten(1, parts[0].shape[-2:]))
-        return self._mean(of_scales).flatten(1)
+        return self.mean(of_scales).flatten(1)
 
     @torch.no_grad()
     def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1) -> Tensor:
@@ -331,11 +336,11 @@ class SummedScorer(ExemplarScorer):
         Tensor of shape (n, H_0, W_0)
             Patch scores of the training images, scored as if they were new.
         """
-        scores = self._mean(of_scales)
-        self._set_training_scores(scores, n_tiles)
+        scores = self.mean(of_scales)
+        self.training_scores = self.of_images(scores, n_tiles)
         return scores
 
-    def _mean(self, of_scales: Sequence[Tensor]) -> Tensor:
+    def mean(self, of_scales: Sequence[Tensor]) -> Tensor:
         """Return the mean (B, H_0, W_0) of patch scores (B, H_s, W_s)."""
         total = torch.zeros_like(of_scales[0])
         for member, scores in zip(self.members, of_scales, strict=True):

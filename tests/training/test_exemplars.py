@@ -2,15 +2,21 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from helpers import small_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skpbas import PBASDetector
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
+from skpbas._training import exemplars
+from skpbas._training.threshold import offset_of_ratios
 from skpbas.core.aggregation import PatchAggregator
+from skpbas.core.coreset import Coreset
+from skpbas.datasets import make_inspection_images
 
 
 def numbered_patches(n_images, height, width):
@@ -64,3 +70,60 @@ def test_the_seed_changes_the_networks_but_not_the_exemplars(good_images):
     coresets = [detector.model_.patch_scorer.coreset for detector in (first, second)]
     assert torch.equal(coresets[0].exemplars, coresets[1].exemplars)
     assert not torch.equal(first.projector_.linear.weight, second.projector_.linear.weight)
+
+
+def test_every_fifth_image_is_held_out_with_all_that_equal_it():
+    numbers = torch.tensor([0, 1, 2, 0, 4, 5, 6, 7, 5, 9])  # 0 and 3, 5 and 8 are equal
+    assert exemplars._rows_held_out(numbers).tolist() == [0, 3, 6]  # different: 0 1 2 4 5 6 7 9
+    tiles = numbers.repeat_interleave(2)
+    assert exemplars._rows_held_out(tiles).tolist() == [0, 1, 6, 7, 12, 13]
+    assert exemplars._rows_held_out(torch.tensor([3, 3, 8])).tolist() == []
+
+
+def unseen_to_training(detector, unseen):
+    """The ratio of unseen images' scores to those of training images scored as new: geometric means."""
+    return float(np.exp(np.log(-detector.score_samples(unseen)).mean() - np.log(-detector.training_scores_).mean()))
+
+
+@pytest.mark.parametrize("params", [{}, {"scales": (1, 0.5)}, {"tile": 48}])
+def test_the_bias_predicts_how_new_images_score_beside_training_images_scored_as_new(params):
+    images = make_inspection_images(120, 0, kind="printed_board", size=64, random_state=0).images
+    detector = small_detector(precision="float32", max_epochs=4, **{"image_size": 64, **params})
+    detector.set_params(backbone="embedded").fit(images[:40])
+    bias = float(detector.model_.patch_scorer.bias)
+    assert bias < 0.97
+    ratio = unseen_to_training(detector, images[40:])
+    assert abs(np.log(bias / ratio)) < abs(np.log(ratio)) / 2
+
+
+def test_the_bias_lowers_the_threshold_and_the_p_values():
+    images = make_inspection_images(40, 0, kind="printed_board", size=64, random_state=0).images
+    detector = small_detector(precision="float32", max_epochs=4).set_params(backbone="embedded").fit(images)
+    scorer = detector.model_.patch_scorer
+    assert detector.offset_ == pytest.approx(float(scorer.bias) * offset_of_ratios(-detector.training_scores_))
+    before = detector.p_values(images[:10])
+    scorer.bias = torch.tensor(1.0)
+    assert (before <= detector.p_values(images[:10])).all()
+    assert (before < detector.p_values(images[:10])).any()
+
+
+@pytest.mark.parametrize("n_images", [2, 3])
+def test_two_images_have_no_bias_and_three_do(n_images, good_images):
+    detector = small_detector(max_epochs=1).fit(good_images[:n_images])
+    assert (float(detector.model_.patch_scorer.bias) == 1.0) == (n_images == 2)
+
+
+def test_a_search_selects_the_exemplars_without_a_fifth_of_the_images_once(good_images, tmp_path, monkeypatch):
+    calls = []
+    of = Coreset.of.__func__
+
+    def counted(cls, *args, **kwargs):
+        calls.append(1)
+        return of(cls, *args, **kwargs)
+
+    monkeypatch.setattr(Coreset, "of", classmethod(counted))
+    first, second = (
+        small_detector(max_epochs=2, alpha=alpha, memory=tmp_path).fit(good_images) for alpha in (0.5, 1.0)
+    )
+    assert len(calls) == 2  # with all images, and without a fifth
+    assert first.offset_ != second.offset_
