@@ -35,6 +35,7 @@ from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.pickling import PicklingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.snapshots import SnapshotMixin
+from skpbas._training.threshold import warn_of_few_images
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import callers_modes_left, resolve_device
 from skpbas.core.model import PBASModel
@@ -382,6 +383,7 @@ class PBASDetector(
             extractor = reading.new_extractor(self, generator).to(device)
             level_maps = self._level_maps(items, extractor, reading)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
+        warn_of_few_images(store.fingerprints, stacklevel=4)
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
         options = device, generator, memory, level_maps.n_tiles

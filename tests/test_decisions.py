@@ -125,7 +125,8 @@ def test_masks_are_the_maps_above_the_threshold(detector, tmp_path):
 def test_p_values_count_the_training_images_that_are_as_anomalous(detector):
     images = np.concatenate([damaged_images(2), textured_images(4, seed=8)])
     scores, n = detector.score_samples(images), len(detector.training_scores_)
-    expected = [(1 + sum(known <= score for known in detector.training_scores_)) / (n + 1) for score in scores]
+    as_unseen = float(detector.model_.patch_scorer.bias) * detector.training_scores_
+    expected = [(1 + sum(known <= score for known in as_unseen)) / (n + 1) for score in scores]
     np.testing.assert_array_equal(detector.p_values(images), expected)
     assert detector.p_values(images)[:2].tolist() == [1 / 21, 1 / 21]
 

@@ -101,8 +101,9 @@ class Completion:
         """
         model, (_, patch_scores) = self.model, self._scorer
         if patch_scores is None:
-            flat = torch.full((model.n_tiles, self.features.n_positions), -self.offset, dtype=torch.float32)
-            return float(model.anomaly_maps(flat.to(self.features.device))[0, 0, 0])
+            shape, device = (model.n_tiles, self.features.n_positions), self.features.device
+            flat = torch.full(shape, -self.offset, dtype=torch.float32, device=device)
+            return float(model.anomaly_maps(flat)[0, 0, 0])
         level = -offset_of_ratios(self._peaks(patch_scores.as_new).numpy(), self.settings.false_alarm_rate)
         level *= patch_scores.bias(self._peaks, model.n_tiles)
         return level / (1 + level)

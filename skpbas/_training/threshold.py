@@ -12,6 +12,8 @@ on half of the images widens the gap, so the estimate errs toward fewer false al
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,20 @@ from scipy.stats import t as student
 
 FALSE_ALARM_RATE = 0.01
 _LARGEST_LOGARITHM = 80.0  # keeps the offset of two very different images within float32
+_PRIOR_STD, _PRIOR_WEIGHT = 0.12, 4  # of logarithms of image scores: 0.06 to 0.25 within products; in images
+FEWEST_IMAGES, ENOUGH_IMAGES = 5, 20  # different ones
 SMALLEST_SPLIT = 4  # images: two to train on, two held out
+
+
+def warn_of_few_images(fingerprints: Sequence[str], stacklevel: int = 2) -> None:
+    """Warn if there are too few different training images for a threshold."""
+    if (n_different := len(set(fingerprints))) < FEWEST_IMAGES:
+        warnings.warn(
+            f"{n_different} different images of {len(fingerprints)} show little of how good ones vary, so the "
+            f"threshold is a guess: give {ENOUGH_IMAGES} or more, or check it on images that were not in fit",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def auto_offset(
@@ -54,11 +69,16 @@ def auto_offset(
         seen, unseen = halves
         std = max(seen.std(ddof=1), np.finfo(np.float32).eps)  # equal images have zero spread
         shift, ratio, n = (seen.mean() - unseen.mean()) / std, unseen.std(ddof=1) / std, len(unseen)
-    # few images estimate the spread poorly: Student's t replaces the normal distribution
-    factor = math.sqrt(1 + 1 / n)
-    if rate < 0.5:
-        factor *= student.ppf(1 - rate, n - 1) / normal.ppf(1 - rate)
-    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * factor * _gumbel_quantile(rate)))
+    return float(scores.mean() - scores.std(ddof=1) * (shift + ratio * _quantile(rate, n, n - 1)))
+
+
+def _quantile(rate: float, n: int, degrees: float) -> float:
+    """Return what a share ``rate`` of new scores exceeds, in standard deviations above the mean, both of n scores.
+
+    Few images estimate the spread poorly: Student's t, with these degrees of freedom, replaces the normal distribution.
+    """
+    widened = student.ppf(1 - rate, degrees) / normal.ppf(1 - rate) if rate < 0.5 else 1.0
+    return float(widened * math.sqrt(1 + 1 / n) * _gumbel_quantile(rate))
 
 
 def _gumbel_quantile(rate: float) -> float:
@@ -67,6 +87,12 @@ def _gumbel_quantile(rate: float) -> float:
 
 
 def offset_of_ratios(ratios: NDArray[np.float64], rate: float = FALSE_ALARM_RATE) -> float:
-    """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous."""
+    """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous.
+
+    Their logarithms have about the same spread on most products, which counts as much as a few images.
+    """
     logarithms = np.log(np.maximum(ratios, np.finfo(np.float32).eps))
-    return -math.exp(min(-auto_offset(-logarithms, shift=0.0, rate=rate), _LARGEST_LOGARITHM))
+    n, degrees = len(logarithms), len(logarithms) - 1 + _PRIOR_WEIGHT
+    variance = (_PRIOR_WEIGHT * _PRIOR_STD**2 + (n - 1) * logarithms.var(ddof=1)) / degrees
+    level = logarithms.mean() + math.sqrt(variance) * _quantile(rate, n, degrees)
+    return -math.exp(min(level, _LARGEST_LOGARITHM))

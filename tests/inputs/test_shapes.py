@@ -179,6 +179,7 @@ def test_the_default_size_warns_where_it_keeps_less_than_a_quarter_per_side(shap
     for size in (64, (256, 256)):  # chosen by the user
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", ".*show little of how good ones vary")
             embedded(image_size=size, max_epochs=1, n_exemplars=16).fit(images)
 
 

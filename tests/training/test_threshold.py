@@ -1,5 +1,7 @@
 """The automatic threshold, on scores of a known distribution and on unseen images."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_scores_of_training_images_as_if_new_need_no_second_head(n_train):
     assert 0.004 < np.mean(rates) < 0.03
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.01, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.5])
 @pytest.mark.parametrize("n_train", [10, 20, 100, 400])
 def test_about_the_wanted_share_of_ratios_with_gumbel_logarithms_is_flagged(n_train, rate):
     rng = np.random.default_rng(0)
@@ -71,7 +73,14 @@ def test_the_offset_of_ratios_scales_with_them_and_is_finite_for_two_extreme_val
     ratios = np.random.default_rng(0).lognormal(size=30)
     assert offset_of_ratios(100 * ratios) == pytest.approx(100 * offset_of_ratios(ratios))
     assert -np.inf < offset_of_ratios(np.array([0.0, 1e3])) < -1e3
-    assert offset_of_ratios(np.full(10, 2.0)) == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("n_train", [2, 3, 5, 10])
+def test_few_or_equal_ratios_do_not_let_everything_pass(n_train):
+    equal = offset_of_ratios(np.full(n_train, 2.0))
+    assert -4.0 < equal < -2.2  # as for the spread that most products have
+    two_close = offset_of_ratios(np.linspace(1.9, 2.1, n_train))
+    assert -4.5 < two_close < -2.2
 
 
 @pytest.mark.parametrize("score", ["fused", "discriminator"])
@@ -124,6 +133,29 @@ def test_a_larger_false_alarm_rate_lowers_both_thresholds_and_changes_no_score()
     np.testing.assert_array_equal(strict.score_samples(images), lenient.score_samples(images))
     assert lenient.offset_ > strict.offset_
     assert lenient.map_threshold_ < strict.map_threshold_
+
+
+@pytest.mark.parametrize(("n", "n_different"), [(4, 4), (10, 1)])
+def test_few_or_equal_images_are_warned_of_and_do_not_let_everything_pass(n, n_different):
+    images = textured_images(n_different)[np.arange(n) % n_different]
+    message = rf"{n_different} different images of {n} show little .* threshold is a guess: give 20 or more"
+    with pytest.warns(UserWarning, match=message):
+        detector = small_detector(n_exemplars=64).set_params(backbone="embedded").fit(images)
+    damaged = textured_images(4, seed=2).copy()
+    damaged[:, 20:44, 20:44] = 0
+    assert (detector.predict(damaged) == -1).all()
+
+
+def test_two_images_are_warned_of_and_their_threshold_is_not_out_of_reach():
+    with pytest.warns(UserWarning, match="2 different images of 2"):
+        detector = small_detector(max_epochs=1).fit(textured_images(2))
+    assert detector.offset_ > 3 * detector.training_scores_.min()
+
+
+def test_five_images_are_enough_for_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_detector(max_epochs=1).fit(textured_images(5))
 
 
 def test_contamination_does_not_change_the_scores():
