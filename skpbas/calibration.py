@@ -18,6 +18,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
+from skpbas._decisions.deciding import p_values_of
 from skpbas._features.streaming import Result
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import WholeNumber, draw_seed
@@ -277,7 +278,7 @@ class ConformalThreshold(
         ndarray of shape (n,), float64 in [1 / (n_calibration + 1), 1]
         """
         now = self._snapshot()
-        return _p_values(now.score_samples(X), now.calibration_scores_)
+        return p_values_of(now.score_samples(X), now.calibration_scores_)
 
     @available_if(_detector_has("anomaly_map"))  # type: ignore[untyped-decorator]
     def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
@@ -352,7 +353,7 @@ class ConformalThreshold(
             if result.score is None:
                 return result
             label = 1 if result.score >= offset else -1
-            p_value = float(_p_values(np.array([result.score]), calibration_scores)[0])
+            p_value = float(p_values_of(np.array([result.score]), calibration_scores)[0])
             return replace(result, label=label, p_value=p_value)
 
         return map(judged, stream)
@@ -402,11 +403,6 @@ class ConformalThreshold(
         tags.input_tags = inner.input_tags
         tags.non_deterministic = inner.non_deterministic
         return tags
-
-
-def _p_values(scores: NDArray[np.float64], calibration_scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    n_lower = np.searchsorted(calibration_scores, np.where(np.isnan(scores), -np.inf, scores), side="right")
-    return (1 + n_lower) / (len(calibration_scores) + 1)
 
 
 def _largest_rank(rate: float, n: int) -> int:

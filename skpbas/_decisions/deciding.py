@@ -113,11 +113,12 @@ class DecisionMixin:
         --------
         >>> from skpbas import PBASDetector
         >>> from skpbas.datasets import make_inspection_images
-        >>> data = make_inspection_images(n_normal=8, n_anomalous=1, size=64, random_state=0)
-        >>> detector = PBASDetector("embedded", image_size=64, random_state=0).fit(data.images[:8])
-        >>> (regions,) = detector.find_regions(data.images[8:])
-        >>> regions[0].bbox, regions[0].area  # doctest: +SKIP
-        ((10, 20, 14, 12), 130)
+        >>> data = make_inspection_images(16, 2, kind="wood", defects=["stain"], size=64, random_state=0)
+        >>> detector = PBASDetector("embedded", image_size=64, max_epochs=2, random_state=0).fit(data.images[:16])
+        >>> (regions,) = detector.find_regions(data.images[17:])
+        >>> top, left, height, width = regions[0].bbox
+        >>> bool(data.masks[17, top : top + height, left : left + width].any())
+        True
         """
         if not WholeNumber(1).is_satisfied_by(min_area):
             raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
