@@ -6,10 +6,11 @@
 For every category, seed and number, n normal images are drawn. A head is trained on all of them, and one on each half.
 The candidates compute thresholds from their scores:
 
-- auto: the threshold of ``contamination="auto"``; for the fused score it is the tail of logarithms.
+- auto: the threshold of ``contamination="auto"``; for the fused score it is the tail of logarithms times the bias of
+  training images scored as if they were new.
 - tail: the tail of a Gumbel distribution fitted to the scores of the training images, each scored as if it were new;
   never a second head.
-- tail of logarithms: the same for the logarithms of the scores, if all are positive.
+- tail of logarithms: the same for the logarithms of the scores, with a usual variance, if all are positive.
 - tail, second head: the same, with spread and shift from a second head that is trained on half of the images; always.
 - cross-fitted, quantile and tail: the scores of both halves, each by the head of the other, pooled.
 - training scores, 99%: the 1% quantile of the training images' scores; lowest training score: their minimum.

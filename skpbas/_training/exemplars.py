@@ -50,8 +50,9 @@ class TrainingPatchScores:
         if not len(self.held_out):
             return 1.0
         new, as_new = of_images(self.of_held_out), of_images(self.as_new[self.held_out.to(self.as_new.device)])
-        logarithms = [values.double().clamp_min(torch.finfo(torch.float32).eps).log() for values in (new, as_new)]
-        return float((logarithms[0] - logarithms[1]).mean().exp())
+        smallest = torch.finfo(torch.float32).eps
+        new, as_new = (values.cpu().double().clamp_min(smallest) for values in (new, as_new))  # no float64 on mps
+        return float((new.log() - as_new.log()).mean().exp())
 
 
 def fused_scorer(

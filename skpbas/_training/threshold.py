@@ -2,7 +2,9 @@
 
 An image score is a maximum over patches, so on the logit scale (probabilities are bounded by 1) the scores of normal
 images follow a Gumbel distribution. If training images can be scored as if they were new, as in the fused score, it is
-fitted to their own scores: to the logarithms, because fused scores are ratios of distances. The discriminator's scores
+fitted to their own scores: to the logarithms, because fused scores are ratios of distances. Their variance is averaged
+with a usual one, which matters for few images, and the caller multiplies the result by the bias that leaving out an
+image's own exemplars causes (see ``exemplars.py``). The discriminator's scores
 of training images are lower and closer together than those of unseen images, the more so the fewer images there are.
 Then a second head is trained on one half of the images, for the same number of epochs; its scores of the other half, in
 standard deviations of the half that it was trained on, predict the detector's scores of unseen images. Training
