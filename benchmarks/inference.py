@@ -58,8 +58,8 @@ def new_model(name: str, size: int, patch_score: str) -> PBASModel:
 @torch.no_grad()
 def predict(model: PBASModel, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return image scores (B,) and anomaly maps (B, H, W) of (B, 3, H, W) uint8 images."""
-    scores = model.patch_scores(model.extractor.feature_maps(images))
-    return model.image_scores(scores), model.anomaly_maps(scores)
+    scores, descriptions = model.evidence(model.extractor.feature_maps(images))
+    return model.image_scores(scores, descriptions), model.anomaly_maps(scores)
 
 
 def plain_method(name: str, size: int) -> PlainMethod:

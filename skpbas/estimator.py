@@ -25,6 +25,7 @@ from skpbas._features.sampling import TrainingFeatures, as_of_now
 from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
+from skpbas._inputs.decoding import item_name
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import CONSTRAINTS, draw_seed
 from skpbas._inputs.targets import normal_rows
@@ -32,6 +33,7 @@ from skpbas._training.callbacks import FitTasks
 from skpbas._training.completion import Completion
 from skpbas._training.deferred import DeferrableAttribute, Deferred
 from skpbas._training.loop import TrainedHead, train_head
+from skpbas._training.outliers import warn_of_outliers, without_outliers
 from skpbas._training.pickling import PicklingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.snapshots import SnapshotMixin
@@ -145,6 +147,8 @@ class PBASDetector(
         from the training images, each scored as if it were new; without "fused", a second training on one half of the
         images shows how the other half scores. A float: that share of the training images is flagged; a similar share
         of unseen ones with "fused" (see "Threshold" in the user guide), more otherwise.
+    exclude_outliers : bool, default=True
+        Leave out training images that look defective beside the others, and warn of them by name; False: trust all.
     false_alarm_rate : float in (0, 0.5], default=0.01
         Share of unseen normal images that ``offset_`` ("auto") and ``map_threshold_`` aim to flag. A larger one misses
         fewer defects.
@@ -187,8 +191,10 @@ class PBASDetector(
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     map_threshold_ : float
         Threshold on anomaly maps: about a share ``false_alarm_rate`` of unseen normal images has a pixel above it.
-    training_scores_ : ndarray of shape (n,), float64
-        ``score_samples`` of the training images; with "fused" as if they were new.
+    training_scores_ : ndarray of shape (n_samples_fit_,), float64
+        ``score_samples`` of the images that training used; with "fused" as if they were new.
+    training_outliers_ : ndarray of int
+        Indices into X of the images that ``exclude_outliers`` left out.
     n_iter_ : int
         Epochs run: fewer than ``max_epochs`` if a callback ended the training.
     loss_curve_ : dict of str to list of float
@@ -242,6 +248,7 @@ class PBASDetector(
     offset_: DeferrableAttribute[float] = DeferrableAttribute()
     map_threshold_: DeferrableAttribute[float] = DeferrableAttribute()
     training_scores_: DeferrableAttribute[NDArray[np.float64]] = DeferrableAttribute()
+    training_outliers_: NDArray[np.intp]
     n_iter_: int
     loss_curve_: dict[str, list[float]]
     device_: torch.device
@@ -283,6 +290,7 @@ class PBASDetector(
         n_exemplars: int = 4096,
         smoothing_sigma: float = 4.0,
         contamination: str | float = "auto",
+        exclude_outliers: bool = True,
         false_alarm_rate: float = 0.01,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -320,6 +328,7 @@ class PBASDetector(
         self.n_exemplars = n_exemplars
         self.smoothing_sigma = smoothing_sigma
         self.contamination = contamination
+        self.exclude_outliers = exclude_outliers
         self.false_alarm_rate = false_alarm_rate
         self.device = device
         self.precision = precision
@@ -376,7 +385,8 @@ class PBASDetector(
         device = resolve_device(self.device)
         generator = torch.Generator("cpu").manual_seed(draw_seed(self.random_state))
         settings = self._training_settings()
-        tasks = FitTasks(self, X, y, n_epochs(settings, len(rows)))
+        settings = dataclasses.replace(settings, max_epochs=n_epochs(settings, len(rows)))
+        tasks = FitTasks(self, X, y, int(settings.max_epochs))
         settings = dataclasses.replace(settings, verbose=0 if tasks.drawn_by_sklearn else self.verbose)
         with tasks.task("features"):
             reading, items = Reading.planned(self, items, rows)
@@ -387,23 +397,27 @@ class PBASDetector(
         reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
         memory = None if level_maps.cache is None else level_maps.cache.folder
         options = device, generator, memory, level_maps.n_tiles
-        of_scales = TrainingFeatures.of_scales(store, extractor, *options)
+        of_scales, found = without_outliers(TrainingFeatures.of_scales(store, extractor, *options), settings)
+        outliers = rows[list(found)]
+        warn_of_outliers(found, [item_name(items[i], i) for i in outliers], len(rows), stacklevel=4)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
             completion = Completion(extractor, as_of_now(of_scales), head, settings, reading.tiling)
             decisions = {name: Deferred(partial(getattr, completion, name)) for name in Completion.DECISIONS}
-            return copy.copy(self)._set_fitted(completion, reading, decisions)
+            return copy.copy(self)._set_fitted(completion, reading, outliers, decisions)
 
         head = train_head(of_scales[0], settings, listener=tasks.epochs(detector_of))
         completion = Completion(extractor, of_scales, head, settings, reading.tiling)
         with tasks.task("threshold"):
             decisions = {name: getattr(completion, name) for name in Completion.DECISIONS}
-        self._set_fitted(completion, reading, decisions)
+        self._set_fitted(completion, reading, outliers, decisions)
         tasks.end()
         return self
 
-    def _set_fitted(self, of: Completion, reading: Reading, decisions: dict[str, Any]) -> Self:
+    def _set_fitted(
+        self, of: Completion, reading: Reading, outliers: NDArray[np.intp], decisions: dict[str, Any]
+    ) -> Self:
         head, fitted = of.head, self._draft()
         fitted._opened = False
         fitted.feature_extractor_ = of.extractor
@@ -414,6 +428,7 @@ class PBASDetector(
         fitted.loss_curve_ = head.loss_curve
         fitted.n_iter_ = head.n_epochs
         fitted.n_samples_fit_ = of.features.n_images
+        fitted.training_outliers_ = outliers
         fitted.device_ = of.features.device
         fitted._reading = reading
         for name, value in decisions.items():

@@ -37,6 +37,7 @@ PAPER: dict[str, Any] = {
     "projector_decay": 1e-5,
     "discriminator_decay": 1e-2,
     "patch_score": "discriminator",
+    "exclude_outliers": False,
     "smoothing_sigma": 4.0,
 }
 

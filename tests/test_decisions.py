@@ -131,6 +131,40 @@ def test_p_values_count_the_training_images_that_are_as_anomalous(detector):
     assert detector.p_values(images)[:2].tolist() == [1 / 21, 1 / 21]
 
 
+@pytest.mark.parametrize("patch_score", ["fused", "discriminator", "distance"])
+def test_unsure_is_what_a_larger_false_alarm_rate_would_flag(patch_score):
+    images, params = textured_images(20), {"patch_score": patch_score, "n_exemplars": 256}
+    detector = small_detector(**params).set_params(backbone="embedded").fit(images)
+    looser = small_detector(**params, false_alarm_rate=0.2).set_params(backbone="embedded").fit(images)
+    halfway = np.linspace(0, 1, 41)[:, None, None, None] * damaged_images(1) + textured_images(1, seed=3) * (
+        1 - np.linspace(0, 1, 41)[:, None, None, None]
+    )
+    X = np.concatenate([np.uint8(halfway), textured_images(20, seed=5)])
+    verdicts = detector.verdicts(X, unsure_rate=0.2)
+    assert set(verdicts) == {"normal", "unsure", "anomalous"}
+    np.testing.assert_array_equal(verdicts == "anomalous", detector.predict(X) == -1)
+    not_normal = looser.predict(X) == -1
+    if patch_score == "fused":
+        np.testing.assert_array_equal(verdicts != "normal", not_normal)
+    else:  # the other threshold follows from one of them
+        assert np.mean((verdicts != "normal") == not_normal) >= 0.9
+
+
+def test_no_image_is_unsure_at_the_false_alarm_rate_itself(detector):
+    X = np.concatenate([textured_images(20, seed=5), damaged_images(5)])
+    for rate in (0.01, 0.001):
+        assert "unsure" not in detector.verdicts(X, unsure_rate=rate)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 0.6, True, "0.1", None, float("nan")])
+def test_an_impossible_unsure_rate_is_refused_with_its_value(detector, rate):
+    message = rf"unsure_rate={rate!r}: expected a number in \(0, 0.5\]"
+    with pytest.raises(ValueError, match=message):
+        detector.verdicts(textured_images(1), unsure_rate=rate)
+    with pytest.raises(ValueError, match=message):
+        detector.score_stream(textured_images(1), unsure_rate=rate)
+
+
 def test_training_scores_are_those_of_images_scored_as_new(detector):
     assert detector.training_scores_.shape == (20,)
     np.testing.assert_allclose(detector.score_samples(textured_images(20)), detector.training_scores_, rtol=5e-3)

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skpbas._compat import Interval
 from skpbas._decisions.regions import Region, regions_of
 from skpbas._inputs.parameters import WholeNumber
+from skpbas._training.threshold import offset_at_rate, offset_of_ratios
 
-__all__ = ["DecisionMixin"]
+__all__ = ["DecisionMixin", "Judge"]
+
+UNSURE_RATE = 0.05
+"""Share of unseen normal images that are not called normal, by default."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decisions about scores (n,), higher for more normal images.
+
+    Attributes
+    ----------
+    offset, unsure_offset : float
+        An image below the first is anomalous; one that is not, but below the second, is unsure.
+    normal_scores : ndarray of shape (m,)
+        Of normal images as if they were new, ascending.
+    """
+
+    offset: float
+    unsure_offset: float
+    normal_scores: NDArray[np.float64]
+
+    def labels(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return +1 for normal scores and -1 for anomalous ones."""
+        return np.where(scores >= self.offset, 1, -1)
+
+    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of normal images that score as low or lower, counting the image itself."""
+        return p_values_of(scores, self.normal_scores)
+
+    def verdicts(self, scores: NDArray[np.float64]) -> NDArray[np.str_]:
+        """Return "normal", "unsure" or "anomalous" for each score."""
+        sure = np.where(scores >= self.offset, "normal", "anomalous")
+        return np.where((scores >= self.offset) & (scores < self.unsure_offset), "unsure", sure)
 
 
 class DecisionMixin:
     """Decisions of a fitted detector about images."""
 
     _snapshot: Callable[[], Any]
+    model_: Any
+    offset_: Any
+    training_scores_: Any
+    false_alarm_rate: float
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -68,8 +109,42 @@ class DecisionMixin:
         """
         check_is_fitted(self)
         now = self._snapshot()
-        bias = float(getattr(now.model_.patch_scorer, "bias", 1.0))
-        return p_values_of(now.score_samples(X), np.sort(bias * now.training_scores_))
+        return now._judge().p_values(now.score_samples(X))
+
+    def verdicts(self, X: Any, unsure_rate: float = UNSURE_RATE) -> NDArray[np.str_]:
+        """Say of each image whether it is normal, anomalous, or to be looked at by a person.
+
+        "anomalous": :meth:`predict` flags it. "unsure": it does not, but would at the false-alarm rate ``unsure_rate``,
+        which few normal images and many of the missed defects reach. "normal": all others. An image is as unusual as
+        the most unusual share ``false_alarm_rate`` of normal ones in the first case, and as the most unusual share
+        ``unsure_rate`` in the second.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        unsure_rate : float in (0, 0.5], default=0.05
+            If it is not larger than ``false_alarm_rate``, no image is "unsure".
+
+        Returns
+        -------
+        ndarray of shape (n,), str
+            "normal", "unsure" or "anomalous".
+        """
+        check_is_fitted(self)
+        now = self._snapshot()
+        return now._judge(unsure_rate).verdicts(now.score_samples(X))
+
+    def _judge(self, unsure_rate: float = UNSURE_RATE) -> Judge:
+        """Return what decides about scores."""
+        if not Interval(Real, 0, 0.5, closed="right").is_satisfied_by(unsure_rate):
+            raise ValueError(f"unsure_rate={unsure_rate!r}: expected a number in (0, 0.5]")
+        scores, bias = self.training_scores_, getattr(self.model_.patch_scorer, "bias", None)
+        if bias is not None:
+            unsure_offset = float(bias) * offset_of_ratios(-scores, float(unsure_rate))
+        else:
+            unsure_offset = offset_at_rate(scores, self.offset_, self.false_alarm_rate, float(unsure_rate))
+        normal_scores = np.sort(scores if bias is None else float(bias) * scores)
+        return Judge(self.offset_, unsure_offset, normal_scores)
 
     def anomaly_mask(self, X: Any, size: str = "model") -> NDArray[np.bool_] | list[NDArray[np.bool_]]:
         """Return which pixels are anomalous: those where the anomaly map is above ``map_threshold_``.

@@ -37,6 +37,8 @@ class TrainingFeatures(Dataset[Tensor]):
     n_tiles : int
         Tiles of an image. Each is a row of its own in the store, behind those of the images before; ``rows`` has all or
         none of an image's. An epoch draws as many rows as there are images.
+    results : dict or None
+        What has been computed from these rows, whatever the generator; None: nothing.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class TrainingFeatures(Dataset[Tensor]):
         generator: torch.Generator,
         memory: EntryFolder | None = None,
         n_tiles: int = 1,
+        results: dict[tuple[Any, ...], list[Tensor]] | None = None,
     ) -> None:
         self.store, self.rows, self.aggregator = store, rows, aggregator
         self.device, self.generator, self.memory = device, generator, memory
         self.n_tiles = n_tiles
+        self.results = {} if results is None else results
         self.n_positions = math.prod(store.grids[0])
         known = store.fingerprints or [str(image) for image in range(len(store) // n_tiles)]
         self._numbers = torch.tensor(TrainingImages(known).first_equal(known), device="cpu")
@@ -126,10 +130,16 @@ class TrainingFeatures(Dataset[Tensor]):
 
     def view(self, generator: torch.Generator) -> TrainingFeatures:
         """Return the same features with another generator."""
-        return self._view(self.rows, generator)
+        return self._view(self.rows, generator, self.results)
 
-    def _view(self, rows: Tensor, generator: torch.Generator) -> TrainingFeatures:
-        return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, self.memory, self.n_tiles)
+    def _view(
+        self,
+        rows: Tensor,
+        generator: torch.Generator,
+        results: dict[tuple[Any, ...], list[Tensor]] | None = None,
+    ) -> TrainingFeatures:
+        options = self.memory, self.n_tiles, results
+        return TrainingFeatures(self.store, rows, self.aggregator, self.device, generator, *options)
 
     def _shuffled(self, batch_size: int, n_rows: int | None = None) -> Iterator[Tensor]:
         order = torch.randperm(len(self), generator=self.generator, device="cpu")[:n_rows]

@@ -46,18 +46,18 @@ def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
         A score is not finite; the message names the image.
     """
     names, index = [name for name in batch.names for _ in range(model.n_tiles)], batch.training_index
-    index = None if index is None else index.repeat_interleave(model.n_tiles)
-    of_chunks: list[Tensor] = []
+    of_rows = None if index is None else index.repeat_interleave(model.n_tiles)
+    of_chunks: list[tuple[Tensor, Tensor]] = []
     done = 0
     for maps in batch.chunks:
         here = slice(done, done + len(maps[0]))
-        scores = model.patch_scores(maps, None if index is None else index[here])
-        if not scores.isfinite().all():
+        evidence = model.evidence(maps, None if of_rows is None else of_rows[here])
+        if not all(part.isfinite().all() for part in evidence):
             check_finite(maps, names[here], "the image or the weights of the backbone are at fault")
-        of_chunks.append(scores)
+        of_chunks.append(evidence)
         done = here.stop
-    patch_scores = of_chunks[0] if len(of_chunks) == 1 else torch.cat(of_chunks)
-    image_scores = model.image_scores(patch_scores).cpu().double()
+    patch_scores, descriptions = of_chunks[0] if len(of_chunks) == 1 else map(torch.cat, zip(*of_chunks, strict=True))
+    image_scores = model.image_scores(patch_scores, descriptions, index).cpu().double()
     for name, finite, value in zip(batch.names, image_scores.isfinite(), image_scores, strict=True):
         if not finite:
             raise InvalidImageError(

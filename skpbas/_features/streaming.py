@@ -40,11 +40,13 @@ class Result:
     label : int or None
         +1 normal, -1 anomalous, as by ``predict``. None if the image is unusable.
     p_value : float or None
-        Conformal p-value, where the detector has one (:class:`~skpbas.calibration.ConformalThreshold`).
+        As by ``p_values``. None if the image is unusable.
     map : ndarray of shape (H, W), float32, or None
         Anomaly map at the model's size; None with ``maps=False``, or if the image is unusable.
     error : str or None
         Why the image is unusable; otherwise None.
+    verdict : str or None
+        "normal", "unsure" or "anomalous", as by ``verdicts``. None if the image is unusable.
     """
 
     index: int
@@ -54,12 +56,14 @@ class Result:
     p_value: float | None = None
     map: NDArray[np.float32] | None = None
     error: str | None = None
+    verdict: str | None = None
 
 
 class StreamingMixin:
     """Methods of a detector that accept any iterable of images and hold one image at a time."""
 
     _snapshot: Callable[[], Any]
+    _judge: Callable[..., Any]
 
     def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
         """Yield the anomaly maps of :meth:`anomaly_map` one by one, in memory that does not grow with their number.
@@ -103,7 +107,9 @@ class StreamingMixin:
             scored = raised(iter_stream(model, level_maps))
         return iter_results(model, scored, to_input=size == "input")
 
-    def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
+    def score_stream(
+        self, images: Any, *, on_error: str = "raise", maps: bool = True, unsure_rate: float = 0.05
+    ) -> Iterator[Result]:
         """Yield a result for each image of a stream, in order, and optionally continue after unusable images.
 
         Parameters
@@ -115,11 +121,13 @@ class StreamingMixin:
             message in ``error`` and continues. Errors of the iterable itself are always raised.
         maps : bool, default=True
             Whether results include anomaly maps.
+        unsure_rate : float in (0, 0.5], default=0.05
+            As for :meth:`verdicts`.
 
         Yields
         ------
         Result
-            Index, name, score, label, p-value, anomaly map and error: see :class:`skpbas.Result`.
+            Index, name, score, label, p-value, anomaly map, error and verdict: see :class:`skpbas.Result`.
 
         Raises
         ------
@@ -144,14 +152,14 @@ class StreamingMixin:
             raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
         check_is_fitted(self)
         now = self._snapshot()
-        items, model = check_stream(images, "images", each=False), now.model_
+        items, model, judge = check_stream(images, "images", each=False), now.model_, now._judge(unsure_rate)
         stream = iter_stream(model, now._level_maps(items, model.extractor, now._reading, "images"))
-        return apart_from_caller(_results(model, now.offset_, stream, skip=on_error == "skip", maps=maps))
+        return apart_from_caller(_results(model, judge, stream, skip=on_error == "skip", maps=maps))
 
 
 def _results(
     model: PBASModel,
-    offset: float,
+    judge: Any,
     stream: Iterator[tuple[str, ScoredBatch | InvalidImageError]],
     *,
     skip: bool,
@@ -165,4 +173,14 @@ def _results(
             continue
         (score,) = scored.sample_scores
         anomaly_map = model.anomaly_maps(scored.patch_scores).cpu()[0].numpy() if maps else None
-        yield Result(index, name, score, 1 if score >= offset else -1, map=anomaly_map)
+        yield Result(index, name, score, map=anomaly_map, **judgments(judge, score))
+
+
+def judgments(judge: Any, score: float) -> dict[str, Any]:
+    """Return label, p-value and verdict of one score, as :class:`Result` has them."""
+    one = np.array([score])
+    return {
+        "label": int(judge.labels(one)[0]),
+        "p_value": float(judge.p_values(one)[0]),
+        "verdict": str(judge.verdicts(one)[0]),
+    }

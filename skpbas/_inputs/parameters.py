@@ -61,6 +61,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_exemplars": [WholeNumber(1)],
     "smoothing_sigma": [Interval(Real, 0, None, closed="left")],
     "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+    "exclude_outliers": ["boolean"],
     "false_alarm_rate": [Interval(Real, 0, 0.5, closed="right")],
     "device": [str, torch.device],
     "precision": [StrOptions(set(PRECISIONS))],

@@ -23,9 +23,11 @@ from skpbas.core.devices import discriminator_precision, inference_batch
 from skpbas.core.model import PBASModel
 from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, ExemplarScorer, PatchScorer, SummedScorer
 from skpbas.core.tiling import Tiling
+from skpbas.core.whole_images import WholeImages, describe
 from skpbas.errors import TrainingError
 
 _LARGEST_PEAK = 1 - 1e-6  # of an anomaly map
+_SMALLEST_UNIT = 0.1  # of a usual score, if all training images have one score
 
 
 class Completion:
@@ -72,18 +74,27 @@ class Completion:
         """The network that prediction evaluates."""
         scorer, _ = self._scorer
         tiling = copy.deepcopy(self.tiling)  # that of reading stays on the CPU
-        model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, tiling)
+        model = PBASModel(self.extractor, scorer, self.settings.smoothing_sigma, tiling, self._whole_images)
         return model.to(self.features.device)
+
+    @property
+    def _whole_images(self) -> WholeImages:
+        usual, largest = -self.training_scores.mean(), max(-self.training_scores.min(), -self.offset)
+        unit = max(largest - usual, _SMALLEST_UNIT * abs(usual), np.finfo(np.float32).tiny)
+        batches = self.features.parts_in_order(inference_batch(self.features.device))
+        described, numbers = zip(*((describe(parts), of_rows) for parts, of_rows in batches), strict=True)
+        of_images = torch.cat(described).unflatten(0, (-1, self.features.n_tiles)).mean(1)
+        return WholeImages.of(of_images, torch.cat(numbers)[:: self.features.n_tiles], float(unit))
 
     @cached_property
     def training_scores(self) -> NDArray[np.float64]:
         """``score_samples`` of the training images; by the fused score as if they were new."""
-        return training_scores(self.features, self.model.patch_scorer)
+        return training_scores(self.features, self._scorer[0])
 
     @cached_property
     def offset(self) -> float:
         """Threshold on ``score_samples``."""
-        scorer, contamination = self.model.patch_scorer, self.settings.contamination
+        scorer, contamination = self._scorer[0], self.settings.contamination
         if contamination == "auto":
             offset = estimate_offset(self.features, scorer, self.settings, stop_after=self.head.n_epochs)
         else:

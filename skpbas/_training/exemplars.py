@@ -18,7 +18,7 @@ from skpbas._features.sampling import TrainingFeatures
 from skpbas.core.coreset import Coreset
 from skpbas.core.devices import inference_batch
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.patch_scores import FusedScorer
+from skpbas.core.patch_scores import FusedScorer, reduction
 
 POOL_SIZE = 2**18
 _N_FOLDS = 5
@@ -55,6 +55,83 @@ class TrainingPatchScores:
         return float((new.log() - as_new.log()).mean().exp())
 
 
+@dataclass(frozen=True)
+class Exemplars:
+    """Exemplars of training features, and how far the training patches are from them.
+
+    Attributes
+    ----------
+    coreset : Coreset
+        On the features' device.
+    nearest : Tensor of shape (n, H_0, W_0)
+        Distances of the training patches to the nearest exemplar of another image.
+    third : Tensor of shape (n, H_0, W_0)
+        The third smallest of the distances to eight groups of other images: what is left if the two images that are
+        most like an image are missing. Infinite if there are fewer than three groups.
+    """
+
+    coreset: Coreset
+    nearest: Tensor
+    third: Tensor
+
+
+def exemplars_of(
+    features: TrainingFeatures, precision: torch.dtype, n_exemplars: int, pool_size: int = POOL_SIZE
+) -> Exemplars:
+    """Select exemplars among the patches of training images.
+
+    Parameters
+    ----------
+    features : TrainingFeatures
+    precision : torch.dtype
+        Of the distances.
+    n_exemplars : int
+        Limited to a quarter of the training patches.
+    pool_size : int, default=262144
+        Number of patches that exemplars are selected from.
+    """
+    n_exemplars, key = _limited(features, n_exemplars, pool_size)
+
+    def select() -> list[Tensor]:
+        coreset = Coreset.of(features.sample(pool_size), n_exemplars)
+        return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
+
+    def are_exemplars(parts: Sequence[Tensor]) -> bool:
+        kinds = [(1, torch.float32), (2, torch.float32), (2, torch.float32), (1, torch.int64)]
+        if [(part.ndim, part.dtype) for part in parts] != kinds:
+            return False
+        mean, directions, exemplars, image_index = parts
+        return (
+            len(mean) == directions.shape[1] == features.aggregator.feature_dim
+            and exemplars.shape == (n_exemplars, len(directions))
+            and image_index.shape == (n_exemplars,)
+            and bool(torch.isin(image_index, features.image_numbers).all())
+        )
+
+    coreset = Coreset(*_cached(features, ("exemplars", *key), select, are_exemplars)).to(features.device)
+    coreset.precision = precision
+
+    def measure() -> list[Tensor]:
+        reduced = reduction(features.aggregator, coreset).to(features.device)
+        found = []
+        for parts, numbers in features.parts_in_order(inference_batch(features.device)):
+            points, index = reduced(parts).flatten(0, 1), numbers.repeat_interleave(features.n_positions)
+            sorted_groups = coreset.distance_to_groups(points, index).sort(dim=1).values
+            nearest = sorted_groups[:, 0]
+            if nearest.isinf().any():  # one image may own all exemplars
+                nearest = torch.where(nearest.isinf(), coreset.distance(points), nearest)
+            found.append(torch.stack([nearest, sorted_groups[:, 2]]).unflatten(1, (len(parts[0]), *grid_shape)))
+        return [torch.cat(found, dim=1).cpu()]
+
+    def are_distances(parts: Sequence[Tensor]) -> bool:
+        shape = (2, len(features), *grid_shape)
+        return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
+
+    grid_shape = features.store.grids[0]
+    (distances,) = _cached(features, ("distances", *key, str(precision)), measure, are_distances)
+    return Exemplars(coreset, *distances.to(features.device))
+
+
 def fused_scorer(
     features: TrainingFeatures,
     projector: Projector,
@@ -74,71 +151,59 @@ def fused_scorer(
         In evaluation mode.
     precision : torch.dtype
         Precision of the computations.
-    n_exemplars : int
-        Limited to a quarter of the training patches.
-    pool_size : int, default=262144
-        Number of patches that exemplars are selected from.
+    n_exemplars, pool_size : int
+        As for :func:`exemplars_of`.
     """
-    n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
-    rows = tensor_digest(torch.stack([features.rows, features.image_numbers])).hex()
-    feature_key = (features.aggregator.feature_dim, rows, features.n_tiles, n_exemplars, pool_size)
-
-    def select() -> list[Tensor]:
-        coreset = Coreset.of(features.sample(pool_size), n_exemplars)
-        return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
-
-    def are_exemplars(parts: Sequence[Tensor]) -> bool:
-        kinds = [(1, torch.float32), (2, torch.float32), (2, torch.float32), (1, torch.int64)]
-        if [(part.ndim, part.dtype) for part in parts] != kinds:
-            return False
-        mean, directions, exemplars, image_index = parts
-        return (
-            len(mean) == directions.shape[1] == features.aggregator.feature_dim
-            and exemplars.shape == (n_exemplars, len(directions))
-            and image_index.shape == (n_exemplars,)
-            and bool(torch.isin(image_index, features.image_numbers).all())
-        )
-
-    coreset = Coreset(*_cached(features, ("exemplars", *feature_key), select, are_exemplars))
-    scorer = FusedScorer(features.aggregator, projector, discriminator, coreset.to(features.device))
-    scorer = scorer.to(features.device)
+    found = exemplars_of(features, precision, n_exemplars, pool_size)
+    scorer = FusedScorer(features.aggregator, projector, discriminator, found.coreset).to(features.device)
     scorer.precision = precision
-    batch_size = inference_batch(features.device)
-
-    def measure() -> list[Tensor]:
-        return [torch.cat([scorer.distances(*batch) for batch in features.parts_in_order(batch_size)]).cpu()]
-
-    def are_distances(parts: Sequence[Tensor]) -> bool:
-        shape = (len(features), *features.store.grids[0])
-        return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
-
-    (distances,) = _cached(features, ("distances", *feature_key, str(precision)), measure, are_distances)
-    parts = features.parts_in_order(batch_size)
-    as_new = scorer.standardize(parts, distances.to(features.device), n_tiles=features.n_tiles)
+    parts = features.parts_in_order(inference_batch(features.device))
+    as_new = scorer.standardize(parts, found.nearest, n_tiles=features.n_tiles)
 
     held_out = _rows_held_out(features.image_numbers)
     if not len(held_out):
         return scorer, TrainingPatchScores(as_new, held_out, as_new[:0])
-    others, those = (
-        features.some(rows) for rows in (~torch.isin(torch.arange(len(features), device="cpu"), held_out), held_out)
-    )
+    those = features.some(held_out)
+    distances = _distances_held_out(features, held_out, found.coreset, n_exemplars, pool_size)
+    logits = torch.cat([scorer.logits(parts) for parts, _ in those.parts_in_order(inference_batch(features.device))])
+    return scorer, TrainingPatchScores(as_new, held_out, scorer.fuse(logits, distances))
 
-    def measure_held_out() -> list[Tensor]:
-        of_others = Coreset.of(others.sample(pool_size), n_exemplars, basis=(coreset.mean, coreset.directions))
-        of_others.precision = precision
+
+def _distances_held_out(
+    features: TrainingFeatures, held_out: Tensor, coreset: Coreset, n_exemplars: int, pool_size: int
+) -> Tensor:
+    """Return the distances (m, H_0, W_0) of the patches of ``held_out`` (m,) to exemplars of the other images alone.
+
+    The exemplars of the other images stay, and as many are selected among these images as are missing then.
+    """
+    n_exemplars, key = _limited(features, n_exemplars, pool_size)
+    grid_shape = features.store.grids[0]
+
+    def measure() -> list[Tensor]:
+        others = features.some(~torch.isin(torch.arange(len(features), device="cpu"), held_out))
+        stay = torch.isin(coreset.image_index, others.image_numbers.to(coreset.image_index.device))
+        kept = Coreset(coreset.mean, coreset.directions, coreset.exemplars[stay], coreset.image_index[stay])
+        of_others = Coreset.of(others.sample(pool_size), n_exemplars, start=kept)
+        of_others.precision = coreset.precision
+        reduced = reduction(features.aggregator, coreset).to(features.device)
+        batches = features.some(held_out).parts_in_order(inference_batch(features.device))
         found = [
-            of_others.distance(scorer.reduced(parts).flatten(0, 1)).view(-1, *features.store.grids[0])
-            for parts, _ in those.parts_in_order(batch_size)
+            of_others.distance(reduced(parts).flatten(0, 1)).unflatten(0, (-1, *grid_shape)) for parts, _ in batches
         ]
         return [torch.cat(found).cpu()]
 
-    def are_held_out(parts: Sequence[Tensor]) -> bool:
-        shape = (len(held_out), *features.store.grids[0])
-        return len(parts) == 1 and parts[0].shape == shape and parts[0].dtype == torch.float32
+    def are_distances(parts: Sequence[Tensor]) -> bool:
+        return len(parts) == 1 and parts[0].shape == (len(held_out), *grid_shape) and parts[0].dtype == torch.float32
 
-    (distances,) = _cached(features, ("held out", *feature_key, str(precision)), measure_held_out, are_held_out)
-    logits = torch.cat([scorer.logits(parts) for parts, _ in those.parts_in_order(batch_size)])
-    return scorer, TrainingPatchScores(as_new, held_out, scorer.fuse(logits, distances.to(features.device)))
+    (distances,) = _cached(features, ("held out", *key, str(coreset.precision)), measure, are_distances)
+    return distances.to(features.device)
+
+
+def _limited(features: TrainingFeatures, n_exemplars: int, pool_size: int) -> tuple[int, tuple[Any, ...]]:
+    """Return the number of exemplars, and what they depend on besides the stored features."""
+    n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
+    rows = tensor_digest(torch.stack([features.rows, features.image_numbers])).hex()
+    return n_exemplars, (features.aggregator.feature_dim, rows, features.n_tiles, n_exemplars, pool_size)
 
 
 def _rows_held_out(image_numbers: Tensor) -> Tensor:
@@ -154,7 +219,11 @@ def _cached(
     make: Callable[[], list[Tensor]],
     fits: Callable[[Sequence[Tensor]], bool],
 ) -> list[Tensor]:
-    """Return ``make()``, or its cached result from an earlier fit on the same features."""
-    if features.memory is None:
-        return make()
-    return features.memory.cached(digest_of(features.store.digest, repr(key)).hex(), make, fits)
+    """Return ``make()``, or its result from earlier in this fit or from another fit on the same features."""
+    if key not in features.results:
+        features.results[key] = (
+            make()
+            if features.memory is None
+            else features.memory.cached(digest_of(features.store.digest, repr(key)).hex(), make, fits)
+        )
+    return features.results[key]

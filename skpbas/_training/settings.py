@@ -35,6 +35,7 @@ class TrainingSettings:
     n_exemplars: int
     smoothing_sigma: float
     contamination: str | float
+    exclude_outliers: bool
     false_alarm_rate: float
     precision: str
     verbose: int

@@ -24,7 +24,11 @@ from scipy.stats import t as student
 
 FALSE_ALARM_RATE = 0.01
 _LARGEST_LOGARITHM = 80.0  # keeps the offset of two very different images within float32
-_PRIOR_STD, _PRIOR_WEIGHT = 0.12, 4  # of logarithms of image scores: 0.06 to 0.25 within products; in images
+USUAL_STD, _PRIOR_WEIGHT = 0.12, 4  # of logarithms of image scores: 0.06 to 0.25 within products; in images
+_ROBUST_PRIOR_WEIGHT = 20  # a quantile says less of the spread than a variance
+_UPPER_QUANTILE = 0.85  # unchanged by a tenth of odd images
+_SMALLEST_RATIO = 0.5  # 1 to 4 on products, 0 for equal images
+_ODD = 5.0  # deviations above the median, where the images that the threshold is estimated from end
 FEWEST_IMAGES, ENOUGH_IMAGES = 5, 20  # different ones
 SMALLEST_SPLIT = 4  # images: two to train on, two held out
 
@@ -88,13 +92,39 @@ def _gumbel_quantile(rate: float) -> float:
     return (-math.log(-math.log1p(-rate)) - np.euler_gamma) * math.sqrt(6) / math.pi
 
 
+def offset_at_rate(scores: NDArray[np.float64], offset: float, rate: float, other: float) -> float:
+    """Return about the offset at another rate, if ``offset`` is that at ``rate`` and images score as by Gumbel.
+
+    ``scores`` (n,): of the training images, whose mean score counts as usual.
+    """
+    usual, ratio = float(scores.mean()), _gumbel_quantile(other) / max(_gumbel_quantile(rate), _gumbel_quantile(0.4))
+    return usual - max(usual - offset, 0.0) * max(ratio, 0.0)
+
+
+def oddness(ratios: NDArray[np.float64], usual_std: float = USUAL_STD) -> NDArray[np.float64]:
+    """Return how many standard deviations ratios (n,) lie above their median, on a logarithmic scale.
+
+    The deviation is that of the upper half, as its quantile tells it, so that a tenth of odd images does not hide among
+    themselves; and ``usual_std`` counts as much as that of twenty images.
+    """
+    logarithms = np.log(np.maximum(ratios, np.finfo(np.float32).eps))
+    median, upper = np.quantile(logarithms, [0.5, _UPPER_QUANTILE])
+    std = (upper - median) / normal.ppf(_UPPER_QUANTILE)
+    n = len(logarithms)
+    variance = (_ROBUST_PRIOR_WEIGHT * usual_std**2 + n * std**2) / (_ROBUST_PRIOR_WEIGHT + n)
+    deviations: NDArray[np.float64] = (logarithms - median) / math.sqrt(variance)
+    return deviations
+
+
 def offset_of_ratios(ratios: NDArray[np.float64], rate: float = FALSE_ALARM_RATE) -> float:
     """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous.
 
-    Their logarithms have about the same spread on most products, which counts as much as a few images.
+    Their logarithms have about the same spread on most products, which counts as much as a few images. Images that are
+    far from all others do not count.
     """
-    logarithms = np.log(np.maximum(ratios, np.finfo(np.float32).eps))
+    ratios = ratios[oddness(ratios) <= _ODD]
+    logarithms = np.log(np.maximum(ratios, _SMALLEST_RATIO))
     n, degrees = len(logarithms), len(logarithms) - 1 + _PRIOR_WEIGHT
-    variance = (_PRIOR_WEIGHT * _PRIOR_STD**2 + (n - 1) * logarithms.var(ddof=1)) / degrees
+    variance = (_PRIOR_WEIGHT * USUAL_STD**2 + (n - 1) * logarithms.var(ddof=1)) / degrees
     level = logarithms.mean() + math.sqrt(variance) * _quantile(rate, n, degrees)
     return -math.exp(min(level, _LARGEST_LOGARITHM))

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 _CANDIDATES = 1024  # points whose distances are kept up to date between two passes over all points
 _COLUMNS = 32  # chosen points whose distances to all others are in memory at a time
 _AT_ONCE = 1024  # points whose distances to all exemplars are in memory at a time
+N_GROUPS = 8
+"""Groups of images in :meth:`Coreset.distance_to_groups`."""
 
 
-def farthest_points(points: Tensor, k: int) -> Tensor:
+def farthest_points(points: Tensor, k: int, n_chosen: int = 0) -> Tensor:
     """Choose points so that every point is close to a chosen one: always the one farthest from those chosen so far.
 
     Distances only decrease as points are chosen. So the farthest point is searched among the thousand that were
@@ -29,11 +31,13 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
     points : Tensor of shape (n, q)
     k : int
         At most n.
+    n_chosen : int, default=0
+        The first so many points, at most k, are chosen already.
 
     Returns
     -------
     Tensor of shape (k,), int64
-        Indices, in the order of choice.
+        Indices, in the order of choice; those chosen already come first.
 
     Examples
     --------
@@ -44,9 +48,13 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
     [5, 0, 3]
     """
     squares = points.square().sum(1)
-    first = (points - points.mean(0)).square().sum(1).argmax(keepdim=True)
-    chosen = [first]
-    distance = _squared_distances(points, squares, first)[:, 0].index_fill(0, first, -1.0)
+    if n_chosen:
+        chosen = [torch.arange(n_chosen, device=points.device)]
+        distance = _squared_distance_to_any(points, squares, n_chosen)
+    else:
+        chosen = [(points - points.mean(0)).square().sum(1).argmax(keepdim=True)]
+        distance = _squared_distances(points, squares, chosen[0])[:, 0]
+    distance.index_fill_(0, chosen[0], -1.0)
     while (missing := k - sum(map(len, chosen))) > 0:
         then, farthest = distance.topk(min(_CANDIDATES, len(points)))
         between = _squared_distances(
@@ -71,6 +79,15 @@ def farthest_points(points: Tensor, k: int) -> Tensor:
 def _squared_distances(points: Tensor, squares: Tensor, index: Tensor) -> Tensor:
     """Squared distances (n, m) of all points (n, q) to those at ``index`` (m,)."""
     return torch.addmm(squares[:, None], points, points[index].T, alpha=-2).add_(squares[index]).clamp_(min=0)
+
+
+def _squared_distance_to_any(points: Tensor, squares: Tensor, n_first: int) -> Tensor:
+    """Squared distance (n,) of all points (n, q) to the nearest of the first ``n_first``."""
+    first, half_squares = points[:n_first], squares[:n_first] / 2
+    nearest = [
+        torch.addmm(half_squares, some, first.T, alpha=-1).amin(1) for some in points.split(_AT_ONCE)
+    ]  # (|p - f|^2 - |p|^2) / 2
+    return (squares + 2 * torch.cat(nearest)).clamp_(min=0)
 
 
 def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +155,7 @@ class Coreset(nn.Module):
         batches: Iterable[tuple[Tensor, Tensor]],
         n_exemplars: int = 4096,
         n_directions: int = 128,
-        basis: tuple[Tensor, Tensor] | None = None,
+        start: Coreset | None = None,
     ) -> Self:
         """Select exemplars among training features.
 
@@ -149,12 +166,12 @@ class Coreset(nn.Module):
             representative.
         n_exemplars, n_directions : int
             At most.
-        basis : (Tensor of shape (d,), Tensor of shape (q, d)) or None, default=None
-            Mean and directions, if they are known.
+        start : Coreset or None, default=None
+            Exemplars that are chosen already, at most ``n_exemplars``; they determine the directions.
         """
-        mean, directions = (None, None) if basis is None else basis
-        points: list[Tensor] = []
-        image_index: list[Tensor] = []
+        mean, directions = (None, None) if start is None else (start.mean, start.directions)
+        points: list[Tensor] = [] if start is None else [start.exemplars]
+        image_index: list[Tensor] = [] if start is None else [start.image_index]
         for features, of_images in batches:
             if mean is None or directions is None:
                 mean, directions = principal_directions(features, n_directions)
@@ -163,7 +180,7 @@ class Coreset(nn.Module):
         assert mean is not None
         assert directions is not None
         pool = torch.cat(points)
-        chosen = farthest_points(pool, min(n_exemplars, len(pool)))
+        chosen = farthest_points(pool, min(n_exemplars, len(pool)), 0 if start is None else len(start.exemplars))
         return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])
 
     def reduce(self, features: Tensor) -> Tensor:
@@ -190,18 +207,58 @@ class Coreset(nn.Module):
         parts = zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True)
         return torch.cat([self._distance(part, index) for part, index in parts])
 
+    def distance_to_groups(self, points: Tensor, image_index: Tensor) -> Tensor:
+        """Return the distance of each point to the nearest exemplar of another image in each of eight groups of images.
+
+        Two images that nobody else is like, but each other, are close in at most two groups.
+
+        Parameters
+        ----------
+        points : Tensor of shape (N, q)
+            From :meth:`reduce`.
+        image_index : Tensor of shape (N,), int64
+            Indices of the training images that the points come from.
+
+        Returns
+        -------
+        Tensor of shape (N, 8)
+            Infinite where a group has no other image with an exemplar.
+        """
+        group = self.image_index % N_GROUPS
+        by_group = group.argsort(stable=True)
+        sorted_by_group = type(self)(
+            self.mean, self.directions, self.exemplars[by_group], self.image_index[by_group]
+        )  # so that each group is a block of columns
+        sorted_by_group.precision = self.precision
+        sizes = torch.bincount(group, minlength=N_GROUPS).tolist()
+        parts = zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True)
+        return torch.cat([sorted_by_group._distance_to_blocks(part, index, sizes) for part, index in parts])
+
+    def _distance_to_blocks(self, points: Tensor, image_index: Tensor, sizes: list[int]) -> Tensor:
+        beyond = self._beyond(points).masked_fill_(self.image_index == image_index[:, None], torch.inf)
+        nowhere = beyond.new_full((len(points),), torch.inf)
+        nearest = [block.amin(1) if block.shape[1] else nowhere for block in beyond.split(sizes, dim=1)]
+        return self._from_beyond(points, torch.stack(nearest, dim=1))
+
     def _distance(self, points: Tensor, image_index: Tensor | None) -> Tensor:
-        if self.precision == torch.bfloat16:
-            beyond = F.linear(_with_half_squares(points, first=False), self._short)  # |p - e|^2 / 2
-        else:
-            beyond = torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)  # (|p - e|^2 - |p|^2) / 2
+        beyond = self._beyond(points)
         nearest = beyond.amin(dim=1)
         if image_index is not None:
             others = beyond.masked_fill_(self.image_index == image_index[:, None], torch.inf).amin(dim=1)
             nearest = torch.where(others.isinf(), nearest, others)  # one image may own them all
+        return self._from_beyond(points, nearest[:, None])[:, 0]
+
+    def _beyond(self, points: Tensor) -> Tensor:
+        """Return half the squared distances (N, K) to the exemplars, in float32 less |p|^2 / 2."""
         if self.precision == torch.bfloat16:
-            return (2 * nearest.float()).clamp_(min=0).sqrt()
-        return (points.square().sum(1) + 2 * nearest).clamp_(min=0).sqrt()
+            return F.linear(_with_half_squares(points, first=False), self._short)
+        return torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)
+
+    def _from_beyond(self, points: Tensor, beyond: Tensor) -> Tensor:
+        """Return the distances (N, m) of what :meth:`_beyond` returned."""
+        if self.precision == torch.bfloat16:
+            return (2 * beyond.float()).clamp_(min=0).sqrt()
+        return (points.square().sum(1, keepdim=True) + 2 * beyond).clamp_(min=0).sqrt()
 
 
 def _with_half_squares(points: Tensor, *, first: bool) -> Tensor:

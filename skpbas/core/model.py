@@ -10,6 +10,7 @@ from skpbas.core.backbones.extractor import FeatureExtractor
 from skpbas.core.maps import MapRenderer
 from skpbas.core.patch_scores import PatchScorer
 from skpbas.core.tiling import Tiling
+from skpbas.core.whole_images import WholeImages, describe
 
 
 class PBASModel(nn.Module):
@@ -29,6 +30,8 @@ class PBASModel(nn.Module):
     tiling : Tiling or None, default=None
         Tiles of the images, which pass through the network one by one, if the images are larger than its input. Feature
         maps and patch scores are then those of tiles: (B * n_tiles, ...).
+    whole_images : WholeImages or None, default=None
+        What images that are unlike all training images as a whole have added to their scores.
 
     Examples
     --------
@@ -54,9 +57,11 @@ class PBASModel(nn.Module):
         patch_scorer: PatchScorer,
         smoothing_sigma: float = 4.0,
         tiling: Tiling | None = None,
+        whole_images: WholeImages | None = None,
     ) -> None:
         super().__init__()
         self.tiling = tiling
+        self.whole_images = whole_images
         self.extractor = extractor
         self.patch_scorer = patch_scorer
         self.renderer = MapRenderer(extractor.grid_shape, extractor.image_size, smoothing_sigma)
@@ -78,21 +83,45 @@ class PBASModel(nn.Module):
         """
         if self.tiling is not None:
             images = self.tiling.cut(images)
-        scores = self.patch_scores(self.extractor.levels(images))  # (B, P)
-        return self.image_scores(scores), self.anomaly_maps(scores)
+        scores, descriptions = self.evidence(self.extractor.levels(images))  # (B, P), (B, D)
+        return self.image_scores(scores, descriptions), self.anomaly_maps(scores)
 
-    def patch_scores(self, feature_maps: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
-        """Return the patch scores (B, P) of the backbone's feature maps (B, C_l, H_l, W_l), shallow first.
+    def evidence(self, feature_maps: Sequence[Tensor], image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the backbone's feature maps say of patches and of images as a whole.
 
-        ``image_index`` (B,): indices of training images, which are scored as if they were new.
+        Parameters
+        ----------
+        feature_maps : sequence of Tensor of shape (B, C_l, H_l, W_l)
+            Shallow first.
+        image_index : Tensor of shape (B,), int64, or None
+            Indices of training images, which are scored as if they were new.
+
+        Returns
+        -------
+        patch_scores : Tensor of shape (B, P)
+        descriptions : Tensor of shape (B, D)
+            See :mod:`skpbas.core.whole_images`.
         """
-        scores: Tensor = self.patch_scorer(self.extractor.pool(feature_maps), image_index)
-        return scores
+        pooled = self.extractor.pool(feature_maps)
+        return self.patch_scorer(pooled, image_index), describe(pooled[: self.extractor.n_levels])
 
-    def image_scores(self, patch_scores: Tensor) -> Tensor:
-        """Return the image scores (B,) of patch scores (B, P); with tiles, the largest score of an image's tiles."""
+    def image_scores(
+        self, patch_scores: Tensor, descriptions: Tensor | None = None, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Return the image scores (B,) of patch scores (B, P) and descriptions (B, D).
+
+        With tiles, it is the largest score of an image's tiles, and the mean of their descriptions counts. Without
+        descriptions, what patches say. ``image_index`` (B,): indices of training images.
+        """
         scores = self.patch_scorer.image_scores(patch_scores, self.extractor.grid_shape)
-        return scores if self.tiling is None else scores.unflatten(0, (-1, self.tiling.n_tiles)).amax(1)
+        if self.tiling is not None:
+            scores = scores.unflatten(0, (-1, self.tiling.n_tiles)).amax(1)
+        if self.whole_images is None or descriptions is None:
+            return scores
+        if self.tiling is not None:
+            descriptions = descriptions.unflatten(0, (-1, self.tiling.n_tiles)).mean(1)
+        added: Tensor = self.whole_images(descriptions, image_index)
+        return scores + added
 
     def anomaly_maps(self, patch_scores: Tensor) -> Tensor:
         """Return the anomaly maps (B, H, W) of patch scores (B, P)."""

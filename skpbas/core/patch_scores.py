@@ -19,7 +19,11 @@ from skpbas.core.folding import LevelAffine, hidden_map
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
 
+LARGEST = 0.01
+"""Share of an image's patches that its score is the mean of, where training images can be scored as if new."""
+
 _EPS = torch.finfo(torch.float32).eps
+_SMALLEST_DISTANCE = 0.01  # of the features' spread: 20 times the rounding of stored features, which equal images have
 
 
 class PatchScorer(nn.Module):
@@ -162,7 +166,7 @@ class ExemplarScorer(PatchScorer):
         were not selected because of them are missing too.
     """
 
-    largest = 0.01
+    largest = LARGEST
     training_scores: Tensor
     bias: Tensor
 
@@ -173,8 +177,7 @@ class ExemplarScorer(PatchScorer):
 
     def image_scores(self, scores: Tensor, grid_shape: tuple[int, int]) -> Tensor:
         """Return the image scores (B,) of patch scores (B, P) on a grid: the mean of the largest, smoothed."""
-        smoothed = binomial_3x3(scores.unflatten(1, grid_shape)).flatten(1)
-        return smoothed.topk(max(round(self.largest * scores.shape[1]), 1), dim=1).values.mean(1)
+        return mean_of_largest(scores.unflatten(1, grid_shape), self.largest)
 
     def maps(self, scores: Tensor, renderer: MapRenderer) -> Tensor:
         """Return anomaly maps (B, H, W): 0.5 is the mean image score of the training images."""
@@ -224,8 +227,7 @@ class FusedScorer(ExemplarScorer):
     ) -> None:
         super().__init__()
         self.discriminator = DiscriminatorScorer(aggregator, projector, discriminator)
-        directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
-        self.reduced = LevelAffine(aggregator, directions, -directions @ mean)
+        self.reduced = reduction(aggregator, coreset)
         self.coreset = coreset
         self.temperature = temperature
         self.register_buffer("mean_distance", _float32(1))
@@ -263,7 +265,8 @@ class FusedScorer(ExemplarScorer):
         logits = torch.cat([of_batch for of_batch, _ in of_batches])
         if distances is None:
             distances = torch.cat([of_batch for _, of_batch in of_batches if of_batch is not None])
-        self.mean_distance = distances.mean().clamp_min(_EPS)
+        spread = self.coreset.exemplars.square().sum(1).mean().sqrt()
+        self.mean_distance = distances.mean().clamp_min(_SMALLEST_DISTANCE * spread).clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
         scores = self.fuse(logits, distances)
@@ -366,8 +369,20 @@ class SummedScorer(ExemplarScorer):
             member.precision = dtype
 
 
+def reduction(aggregator: PatchAggregator, coreset: Coreset) -> LevelAffine:
+    """Return the map from pooled parts to patch features in the directions of a coreset, (B, P, q)."""
+    directions, mean = coreset.directions.cpu().double(), coreset.mean.cpu().double()
+    return LevelAffine(aggregator, directions, -directions @ mean)
+
+
 def _float32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def mean_of_largest(scores: Tensor, share: float = LARGEST) -> Tensor:
+    """Return the mean (B,) of the largest of an image's scores (B, H_0, W_0), smoothed; at least of one."""
+    smoothed = binomial_3x3(scores).flatten(1)
+    return smoothed.topk(max(round(share * smoothed.shape[1]), 1), dim=1).values.mean(1)
 
 
 def binomial_3x3(scores: Tensor) -> Tensor:

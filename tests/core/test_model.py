@@ -89,7 +89,7 @@ def test_a_model_pickles_without_its_detector(detectors, good_images):
 def test_training_images_are_scored_as_new_by_their_index_alone(detectors, good_images):
     model = detectors["fused"].model_
     feature_maps = model.extractor.feature_maps(torch.from_numpy(good_images[:2].copy()).movedim(-1, 1))
-    known, as_new = model.patch_scores(feature_maps), model.patch_scores(feature_maps, torch.tensor([0, 1]))
+    known, as_new = model.evidence(feature_maps)[0], model.evidence(feature_maps, torch.tensor([0, 1]))[0]
     assert (as_new >= known).all()  # own exemplars only ever bring a patch nearer
     assert (as_new > known).any()
 

@@ -158,7 +158,9 @@ def test_a_stream_agrees_with_scores_labels_and_anomaly_maps(fitted, good_images
     assert [result.score for result in results] == fitted.score_samples(X).tolist()
     assert [result.label for result in results] == fitted.predict(X).tolist()
     np.testing.assert_array_equal([result.map for result in results], fitted.anomaly_map(X))
-    assert {(result.error, result.p_value) for result in results} == {(None, None)}
+    assert [result.p_value for result in results] == fitted.p_values(X).tolist()
+    assert [result.verdict for result in results] == fitted.verdicts(X).tolist()
+    assert {result.error for result in results} == {None}
     assert all(result.map is None for result in fitted.score_stream(X, maps=False))
 
 

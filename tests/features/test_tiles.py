@@ -139,7 +139,7 @@ def test_the_score_of_an_image_is_that_of_its_most_anomalous_tile(detector):
     scores = []
     for image in torch.from_numpy(images).movedim(-1, 1):
         tiles = [tiling.tile(image, index)[None] for index in range(tiling.n_tiles)]
-        of_tiles = [model.patch_scores(extractor.feature_maps(tile)) for tile in tiles]
+        of_tiles = [model.evidence(extractor.feature_maps(tile))[0] for tile in tiles]
         scores.append(-max(scorer.image_scores(of_tile, extractor.grid_shape).item() for of_tile in of_tiles))
     np.testing.assert_allclose(detector.score_samples(images), scores, rtol=1e-5)
 

@@ -70,7 +70,7 @@ def test_about_the_wanted_share_of_ratios_with_gumbel_logarithms_is_flagged(n_tr
 
 
 def test_the_offset_of_ratios_scales_with_them_and_is_finite_for_two_extreme_values():
-    ratios = np.random.default_rng(0).lognormal(size=30)
+    ratios = 0.5 + np.random.default_rng(0).lognormal(size=30)
     assert offset_of_ratios(100 * ratios) == pytest.approx(100 * offset_of_ratios(ratios))
     assert -np.inf < offset_of_ratios(np.array([0.0, 1e3])) < -1e3
 
