@@ -394,7 +394,8 @@ class PBASDetector(
             level_maps = self._level_maps(items, extractor, reading)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         warn_of_few_images(store.fingerprints, stacklevel=4)
-        reading = dataclasses.replace(reading, training=TrainingImages(store.fingerprints))
+        known = TrainingImages(store.fingerprints)
+        reading = dataclasses.replace(reading, training=known, ignored_share=store.ignored_share)
         memory = None if level_maps.cache is None else level_maps.cache.folder
         options = device, generator, memory, level_maps.n_tiles
         of_scales, found = without_outliers(TrainingFeatures.of_scales(store, extractor, *options), settings)

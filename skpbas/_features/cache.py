@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor, nn
 
@@ -108,8 +109,10 @@ class MapCache:
                 raise
             return None  # reading alone is no reason to stop
 
-    def key(self, item: Any) -> str:
-        """Return the key of an image; raises OSError if its file cannot be read."""
+    def key(self, item: Any, ignored: NDArray[np.bool_] | None = None) -> str:
+        """Return the key of an image and of the pixels that it ignores; raises OSError if its file cannot be read."""
+        if ignored is not None:
+            return digest_of(self.key(item), "ignored", array_digest(ignored)).hex()
         if isinstance(item, (str, PathLike)):
             return digest_of(self._network, "file", Path(item).read_bytes()).hex()
         kind = "array"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from skpbas._features.cache import CachedImage, MapCache
 from skpbas._features.progress import progress_bar
 from skpbas._features.recognition import UNKNOWN, TrainingImages, fingerprint
 from skpbas._features.store import FeatureStore
-from skpbas._inputs.decoding import check_regular_file, item_name
+from skpbas._inputs.decoding import check_regular_file, item_name, unmasked
+from skpbas._inputs.ignoring import Ignored, ignored_pixels
 from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
@@ -46,12 +48,18 @@ class LevelBatch:
     geometries : list of Geometry
     training_index : Tensor of shape (B,), int64, or None
         Which training images they are; -1: none of these. None: no image is.
+    ignored : list of Ignored or None
+        What does not count of each image.
+    ignored_patches : Tensor of shape (B * n_tiles, P), bool, or None
+        Patches that do not count, on the CPU. None: all count.
     """
 
     names: list[str]
     chunks: Iterator[list[Tensor]]
     geometries: list[Geometry]
-    training_index: Tensor | None = None
+    training_index: Tensor | None
+    ignored: list[Ignored | None]
+    ignored_patches: Tensor | None
 
 
 @dataclass
@@ -65,6 +73,8 @@ class _Image:
     key: str | None = None
     training_index: int = UNKNOWN
     fingerprint: str | None = None
+    ignored: Ignored | None = None
+    ignored_patches: Tensor | None = None  # (n_tiles, P)
 
 
 class LevelMaps:
@@ -82,6 +92,8 @@ class LevelMaps:
         Images to recognize. None: those that are read are the training images.
     tiling : Tiling or None
         Tiles of each image, which pass through the network instead of the image.
+    fillable : float
+        Largest share of an image that is filled if it is ignored.
     """
 
     def __init__(
@@ -92,7 +104,9 @@ class LevelMaps:
         cache: MapCache | None,
         training: TrainingImages | None = None,
         tiling: Tiling | None = None,
+        fillable: float = 1.0,
     ) -> None:
+        self.fillable = fillable
         self.images, self.extractor, self.n_workers, self.cache = images, extractor, n_workers, cache
         self.training, self.tiling = training, tiling
         self.n_tiles = 1 if tiling is None else tiling.n_tiles
@@ -124,7 +138,8 @@ class LevelMaps:
         """Run the backbone once over the images at ``rows`` and store each level's part of their patch features."""
         shapes = self.extractor.part_shapes
         store = FeatureStore(len(rows) * self.n_tiles, shapes, dtype, self.extractor.device)
-        done = 0
+        ignored: list[Tensor | None] = []
+        done, share = 0, 0.0
         with progress_bar(len(rows), "features", "image", show_progress) as bar:
             for batch in in_batches(self._usable(rows), self.batch_size):
                 names = [image.name for image in batch for _ in range(self.n_tiles)]
@@ -134,7 +149,11 @@ class LevelMaps:
                     store.put(done, self.extractor.pool(maps))
                     done += len(here)
                 store.fingerprints += [image.fingerprint for image in batch if image.fingerprint is not None]
+                ignored += [image.ignored_patches for image in batch]
+                share = max([share, *(image.ignored.share for image in batch if image.ignored is not None)])
                 bar.update(len(batch))
+        store.ignored = self._ignored(ignored)
+        store.ignored_share = share
         self.images.warn()
         return store
 
@@ -146,7 +165,8 @@ class LevelMaps:
 
     def _named(self, numbered: tuple[int, Any]) -> tuple[str, _Image | InvalidImageError]:
         index, item = numbered
-        name = str(item) if isinstance(item, (str, PathLike)) else item_name(item, index, self.images.name)
+        image = unmasked(item)
+        name = str(image) if isinstance(image, (str, PathLike)) else item_name(item, index, self.images.name)
         try:
             return name, self._load(index, item)
         except InvalidImageError as error:
@@ -154,11 +174,13 @@ class LevelMaps:
 
     def _load(self, index: int, item: Any) -> _Image:
         name, key, found = item_name(item, index, self.images.name), None, None
+        mask, item = ignored_pixels(item, name), unmasked(item)
+        filled = mask if mask is not None and float(mask.mean()) <= self.fillable else None
         if self.cache is not None:
             if isinstance(item, (str, PathLike)):
                 check_regular_file(item, name)  # reading a named pipe would block forever
             try:
-                key = self.cache.key(item)
+                key = self.cache.key(item, filled)
             except Exception:
                 self.images.view(index, item)  # raises an error that names the image
                 raise
@@ -168,9 +190,14 @@ class LevelMaps:
             image = _Image(name, found.details, cached=found, fingerprint=found.fingerprint)
         else:
             view, details = self.images.view(index, item)
+            if filled is not None:
+                view = Ignored.of(filled, details.geometry, name).fill(view)
             image = _Image(name, details, view, key=key)
             if key is not None or self.training is None:
                 image.fingerprint = fingerprint(view)
+        if mask is not None:
+            image.ignored = Ignored.of(mask, image.details.geometry, name)
+            image.ignored_patches = image.ignored.at_patches(self.extractor.grid_shape, self.tiling, name)
         if self.training is not None:
             image.training_index = (
                 self.training.index_of_view(image.view)
@@ -187,7 +214,16 @@ class LevelMaps:
             self._chunks(batch),
             [image.details.geometry for image in batch],
             torch.tensor(index, device=self.extractor.device) if recognized else None,
+            [image.ignored for image in batch],
+            self._ignored([image.ignored_patches for image in batch]),
         )
+
+    def _ignored(self, of_images: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the patches of images that do not count, (n * n_tiles, P), bool; None if all do."""
+        if all(of_image is None for of_image in of_images):
+            return None
+        none = torch.zeros(self.n_tiles, math.prod(self.extractor.grid_shape), dtype=torch.bool, device="cpu")
+        return torch.cat([none if of_image is None else of_image for of_image in of_images])
 
     def _chunks(self, batch: list[_Image]) -> Iterator[list[Tensor]]:
         views = [image.view for image in batch if image.view is not None]

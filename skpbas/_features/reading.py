@@ -14,6 +14,7 @@ from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
 from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import STORED_DTYPES
+from skpbas._inputs.ignoring import Ignored
 from skpbas._inputs.images import ImageSequence
 from skpbas._inputs.parameters import check_layers, check_scales, height_and_width, n_threads, odd
 from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
@@ -38,6 +39,8 @@ class Reading:
         None in ``fit`` itself.
     tiling : Tiling or None
         Tiles that a view is cut into.
+    ignored_share : float
+        Largest share of a training image that was ignored.
     """
 
     view_shape: tuple[int, int]
@@ -46,6 +49,7 @@ class Reading:
     aspect: float | None = None
     training: TrainingImages | None = None
     tiling: Tiling | None = None
+    ignored_share: float = 0.0
 
     @property
     def input_shape(self) -> tuple[int, int]:
@@ -112,4 +116,5 @@ class Reading:
             view_shape=self.view_shape,
             n_tiles=1 if self.tiling is None else self.tiling.n_tiles,
         )
-        return LevelMaps(images, extractor, n_threads(detector.n_jobs), cache, self.training, self.tiling)
+        fillable = 1.0 if self.training is None else self.ignored_share + Ignored.MORE
+        return LevelMaps(images, extractor, n_threads(detector.n_jobs), cache, self.training, self.tiling, fillable)

@@ -83,6 +83,17 @@ class TrainingFeatures(Dataset[Tensor]):
         """Numbers (n,) by which the rows' images are known to the exemplars; equal images have one number."""
         return self._numbers[self.rows // self.n_tiles]
 
+    @property
+    def ignored(self) -> Tensor | None:
+        """Patches (n, P), bool, that do not count, on the CPU; None if all do."""
+        return None if self.store.ignored is None else self.store.ignored[self.rows]
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches that count."""
+        n_ignored = 0 if self.ignored is None else int(self.ignored.sum())
+        return len(self) * self.n_positions - n_ignored
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield patch features t (B, P, d) of shuffled batches of images or tiles."""
         return (self._patches(rows) for rows in self._shuffled(batch_size))
@@ -97,11 +108,14 @@ class TrainingFeatures(Dataset[Tensor]):
     def patch_batches(self, batch_size: int, n_patches: int | None) -> Iterator[Tensor]:
         """Yield patch features t (N, d) of shuffled batches: all, or ``n_patches`` drawn at random per batch."""
         for rows in self._shuffled(batch_size, self.n_images):
-            if n_patches is None or n_patches >= len(rows) * self.n_positions:
-                yield self._patches(rows).flatten(0, 1)
+            counted = None if self.store.ignored is None else _counted(self.store.ignored[rows])
+            n_counted = len(rows) * self.n_positions if counted is None else len(counted)
+            if n_patches is None or n_patches >= n_counted:
+                patches = self._patches(rows).flatten(0, 1)
+                yield patches if counted is None else patches[counted.to(patches.device)]
             else:
-                drawn = torch.randperm(len(rows) * self.n_positions, generator=self.generator, device="cpu")[:n_patches]
-                yield self._gather(rows, drawn)
+                drawn = torch.randperm(n_counted, generator=self.generator, device="cpu")[:n_patches]
+                yield self._gather(rows, drawn if counted is None else counted[drawn])
 
     def sample(self, n_patches: int, batch_size: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of patch features t (N, d) and image numbers (N,): all patches, or ``n_patches`` of them.
@@ -110,11 +124,14 @@ class TrainingFeatures(Dataset[Tensor]):
         across images, are divided into ``n_patches`` equal intervals. The position within an interval and the batch
         follow multiples of irrational numbers, so that no column of the grid is favored.
         """
-        n_total = len(self) * self.n_positions
+        counted = None if self.ignored is None else _counted(self.ignored)
+        n_total = self.n_patches
         number = torch.arange(min(n_patches, n_total) + 1, device="cpu")
         edges = number * n_total // number[-1]
         offsets, ranks = (number[:-1].double() * math.sqrt(irrational) % 1 for irrational in (5, 2))
         indices = edges[:-1] + (offsets * edges.diff()).long()
+        if counted is not None:
+            indices = counted[indices]
         for part in indices[ranks.argsort()].split(batch_size):
             yield self._gather(self.rows, part), self.image_numbers[part // self.n_positions]
 
@@ -157,6 +174,11 @@ class TrainingFeatures(Dataset[Tensor]):
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
         return [part.to(self.device, non_blocking=True).float() for part in self.store.get(rows)]
+
+
+def _counted(ignored: Tensor) -> Tensor:
+    """Return the indices of the patches that count among all, numbered across images."""
+    return (~ignored).flatten().nonzero().flatten()
 
 
 def as_of_now(of_scales: Sequence[TrainingFeatures]) -> list[TrainingFeatures]:

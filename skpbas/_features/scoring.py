@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skpbas._features.extraction import LevelBatch, LevelMaps, check_finite
+from skpbas._inputs.ignoring import Ignored
 from skpbas._inputs.images import Geometry
 from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
+from skpbas.core.patch_scores import fill_ignored
 from skpbas.errors import InvalidImageError
 
 T = TypeVar("T")
@@ -30,11 +32,21 @@ class ScoredBatch:
     sample_scores : list of float
         ``score_samples``: minus the image scores.
     geometries : list of Geometry
+    ignored : list of Ignored or None
+        What does not count of each image.
     """
 
     patch_scores: Tensor
     sample_scores: list[float]
     geometries: list[Geometry]
+    ignored: list[Ignored | None]
+
+    def anomaly_maps(self, model: PBASModel, *, to_input: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Yield the anomaly map of each image, at the image's own size if ``to_input``; 0 where pixels do not count."""
+        anomaly_maps = model.anomaly_maps(self.patch_scores).cpu()
+        for anomaly_map, geometry, ignored in zip(anomaly_maps, self.geometries, self.ignored, strict=True):
+            sized = geometry.to_input(anomaly_map) if to_input else anomaly_map
+            yield (sized if ignored is None else ignored.erase(sized)).numpy()
 
 
 def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
@@ -46,25 +58,32 @@ def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
         A score is not finite; the message names the image.
     """
     names, index = [name for name in batch.names for _ in range(model.n_tiles)], batch.training_index
+    ignored = batch.ignored_patches
     of_rows = None if index is None else index.repeat_interleave(model.n_tiles)
     of_chunks: list[tuple[Tensor, Tensor]] = []
     done = 0
     for maps in batch.chunks:
         here = slice(done, done + len(maps[0]))
-        evidence = model.evidence(maps, None if of_rows is None else of_rows[here])
+        unseen = None if ignored is None else ignored[here]
+        evidence = model.evidence(maps, None if of_rows is None else of_rows[here], unseen)
         if not all(part.isfinite().all() for part in evidence):
             check_finite(maps, names[here], "the image or the weights of the backbone are at fault")
         of_chunks.append(evidence)
         done = here.stop
     patch_scores, descriptions = of_chunks[0] if len(of_chunks) == 1 else map(torch.cat, zip(*of_chunks, strict=True))
-    image_scores = model.image_scores(patch_scores, descriptions, index).cpu().double()
+    patch_scores = fill_ignored(patch_scores, ignored, model.n_tiles)
+    image_scores = model.image_scores(patch_scores, descriptions, index)
+    if ignored is not None and model.whole_images is not None:
+        whole = model.whole_images.applies(ignored.view(len(image_scores), -1).to(image_scores.device))
+        image_scores = torch.where(whole, image_scores, model.image_scores(patch_scores))
+    image_scores = image_scores.cpu().double()
     for name, finite, value in zip(batch.names, image_scores.isfinite(), image_scores, strict=True):
         if not finite:
             raise InvalidImageError(
                 f"{name}: its score is {-float(value)}, although its feature maps are finite: the weights of the "
                 "projector, the discriminator or the exemplars are at fault; fit again"
             )
-    return ScoredBatch(patch_scores, (-image_scores).tolist(), batch.geometries)
+    return ScoredBatch(patch_scores, (-image_scores).tolist(), batch.geometries, batch.ignored)
 
 
 def iter_scored(model: PBASModel, level_maps: LevelMaps, *, name_all: bool = True) -> Iterator[ScoredBatch]:
@@ -122,6 +141,4 @@ def _iter_results(
     model: PBASModel, scored: Iterator[ScoredBatch], to_input: bool
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
     for batch in scored:
-        anomaly_maps = model.anomaly_maps(batch.patch_scores).cpu()
-        for value, anomaly_map, geometry in zip(batch.sample_scores, anomaly_maps, batch.geometries, strict=True):
-            yield value, (geometry.to_input(anomaly_map) if to_input else anomaly_map).numpy()
+        yield from zip(batch.sample_scores, batch.anomaly_maps(model, to_input=to_input), strict=True)

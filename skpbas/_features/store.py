@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skpbas.errors import StorageError
@@ -53,6 +54,10 @@ class FeatureStore:
     ----------
     fingerprints : list of str
         Of the images, in their order, if they are known.
+    ignored : Tensor of shape (n_images, H_0 * W_0), bool, or None
+        Patches that do not count, on the CPU. None: all count.
+    ignored_share : float
+        Largest share of the pixels of an image that do not count.
 
     Raises
     ------
@@ -75,6 +80,8 @@ class FeatureStore:
         self.mapped = self.device.type == "cpu" and nbytes > budget
         self._levels = [self._allocate(shape, dtype) for shape in whole]
         self.fingerprints: list[str] = []
+        self.ignored: Tensor | None = None
+        self.ignored_share = 0.0
 
     def __len__(self) -> int:
         return len(self._levels[0])
@@ -102,6 +109,9 @@ class FeatureStore:
         """Return a store of some of the levels, which shares memory with this one, once all images are written."""
         part = copy.copy(self)
         part.grids, part._levels = self.grids[which], self._levels[which]
+        if self.ignored is not None:
+            of_patches = self.ignored.float().unflatten(1, self.grids[0])[:, None]
+            part.ignored = F.adaptive_max_pool2d(of_patches, part.grids[0])[:, 0].flatten(1) > 0
         vars(part).pop("digest", None)
         return part
 

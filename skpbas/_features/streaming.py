@@ -172,7 +172,7 @@ def _results(
             yield Result(index, name, None, None, error=str(scored))
             continue
         (score,) = scored.sample_scores
-        anomaly_map = model.anomaly_maps(scored.patch_scores).cpu()[0].numpy() if maps else None
+        anomaly_map = next(scored.anomaly_maps(model)) if maps else None
         yield Result(index, name, score, map=anomaly_map, **judgments(judge, score))
 
 

@@ -56,8 +56,29 @@ class Decoded:
     more_frames: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class MaskedImage:
+    """An image with pixels that count for nothing: see :func:`skpbas.masks.ignoring`.
+
+    Attributes
+    ----------
+    image : array, PIL image or path
+    ignored : mask or None
+        True where pixels do not count; at the size of the image.
+    """
+
+    image: Any
+    ignored: Any
+
+
+def unmasked(item: Any) -> Any:
+    """Return the image itself."""
+    return item.image if isinstance(item, MaskedImage) else item
+
+
 def item_name(item: Any, index: int, of: str = "X") -> str:
     """Return the name of an image in errors: its index, and its path if it has one."""
+    item = unmasked(item)
     return f"{of}[{index}] ({item})" if isinstance(item, (str, PathLike)) else f"{of}[{index}]"
 
 
@@ -137,6 +158,7 @@ def image_shape(item: Any, name: str) -> tuple[int, int]:
     ImageNotFoundError, InvalidImageError
         The file does not exist or is not an image.
     """
+    item = unmasked(item)
     if isinstance(item, (str, PathLike)):
         name = f"{name} ({item})"
         with opened(item, name) as image:
@@ -169,6 +191,7 @@ def decode(item: Any, name: str) -> Decoded:
     ImageNotFoundError, InvalidImageError
         The image is unusable.
     """
+    item = unmasked(item)
     if isinstance(item, (str, PathLike)):
         with opened(item, name) as image:
             return _from_pil(image, name)

@@ -27,6 +27,7 @@ from skpbas._inputs.decoding import (
     item_name,
     tensor_to_array,
     too_many_channels,
+    unmasked,
 )
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
@@ -453,7 +454,7 @@ def _check_image_array(X: NDArray[Any], name: str) -> None:
 def _check_paths(X: Sequence[Any], name: str) -> None:
     """Check that all paths name files; one error names all that do not."""
     errors: list[InvalidImageError] = []
-    for index, item in enumerate(X):
+    for index, item in enumerate(map(unmasked, X)):
         if isinstance(item, (str, PathLike)):
             try:
                 check_regular_file(item, item_name(item, index, name))

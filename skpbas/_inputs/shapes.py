@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skpbas._inputs.decoding import image_shape
+from skpbas._inputs.decoding import MaskedImage, image_shape
 from skpbas._inputs.parameters import height_and_width
 from skpbas.core.backbones.extractor import MULTIPLE
 
@@ -151,6 +151,8 @@ class _Peeked(Sequence[Any]):
 
 def _own(item: Any) -> Any:
     """Return a copy of pixels: the sequence may use their memory for the next item."""
+    if isinstance(item, MaskedImage):
+        return MaskedImage(_own(item.image), item.ignored)
     if isinstance(item, np.ndarray):
         return item.copy()
     return item.clone() if isinstance(item, Tensor) else item

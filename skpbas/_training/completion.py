@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,14 @@ from skpbas._training.threshold import SMALLEST_SPLIT, auto_offset, offset_of_ra
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import discriminator_precision, inference_batch
 from skpbas.core.model import PBASModel
-from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, ExemplarScorer, PatchScorer, SummedScorer
+from skpbas.core.patch_scores import (
+    DiscriminatorScorer,
+    DistanceScorer,
+    ExemplarScorer,
+    PatchScorer,
+    SummedScorer,
+    fill_ignored,
+)
 from skpbas.core.tiling import Tiling
 from skpbas.core.whole_images import WholeImages, describe
 from skpbas.errors import TrainingError
@@ -81,10 +89,16 @@ class Completion:
     def _whole_images(self) -> WholeImages:
         usual, largest = -self.training_scores.mean(), max(-self.training_scores.min(), -self.offset)
         unit = max(largest - usual, _SMALLEST_UNIT * abs(usual), np.finfo(np.float32).tiny)
-        batches = self.features.parts_in_order(inference_batch(self.features.device))
-        described, numbers = zip(*((describe(parts), of_rows) for parts, of_rows in batches), strict=True)
-        of_images = torch.cat(described).unflatten(0, (-1, self.features.n_tiles)).mean(1)
-        return WholeImages.of(of_images, torch.cat(numbers)[:: self.features.n_tiles], float(unit))
+        features, batch_size = self.features, inference_batch(self.features.device)
+        ignored = itertools.repeat(None) if features.ignored is None else features.ignored.split(batch_size)
+        batches = zip(features.parts_in_order(batch_size), ignored, strict=False)
+        described = torch.cat([describe(parts, of_batch) for (parts, _), of_batch in batches])
+        numbers = features.image_numbers[:: features.n_tiles].to(described.device)
+        of_images = described.unflatten(0, (-1, features.n_tiles)).mean(1)
+        share = 0.0
+        if features.ignored is not None:
+            share = float(features.ignored.float().view(features.n_images, -1).mean(1).max())
+        return WholeImages.of(of_images, numbers, float(unit), share)
 
     @cached_property
     def training_scores(self) -> NDArray[np.float64]:
@@ -217,9 +231,9 @@ def score_stored(features: TrainingFeatures, scorer: PatchScorer, *, as_new: boo
     ``as_new``: score training images as if the exemplars among their own patches did not exist.
     """
     batches = features.parts_in_order(inference_batch(features.device))
-    grid_shape = features.store.grids[0]
-    scores = [scorer.image_scores(scorer(parts, index if as_new else None), grid_shape) for parts, index in batches]
-    of_images = torch.cat(scores).unflatten(0, (-1, features.n_tiles)).amax(1)
+    of_patches = torch.cat([scorer(parts, index if as_new else None) for parts, index in batches])
+    filled = fill_ignored(of_patches, features.ignored, features.n_tiles)
+    of_images = scorer.image_scores(filled, features.store.grids[0]).unflatten(0, (-1, features.n_tiles)).amax(1)
     return -of_images.cpu().double().numpy()
 
 

@@ -18,7 +18,7 @@ from skpbas._features.sampling import TrainingFeatures
 from skpbas.core.coreset import Coreset
 from skpbas.core.devices import inference_batch
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.core.patch_scores import FusedScorer, reduction
+from skpbas.core.patch_scores import FusedScorer, fill_ignored, reduction
 
 POOL_SIZE = 2**18
 _N_FOLDS = 5
@@ -121,7 +121,8 @@ def exemplars_of(
             if nearest.isinf().any():  # one image may own all exemplars
                 nearest = torch.where(nearest.isinf(), coreset.distance(points), nearest)
             found.append(torch.stack([nearest, sorted_groups[:, 2]]).unflatten(1, (len(parts[0]), *grid_shape)))
-        return [torch.cat(found, dim=1).cpu()]
+        filled = [fill_ignored(of_all, features.ignored, features.n_tiles) for of_all in torch.cat(found, dim=1)]
+        return [torch.stack(filled).cpu()]
 
     def are_distances(parts: Sequence[Tensor]) -> bool:
         shape = (2, len(features), *grid_shape)
@@ -158,7 +159,7 @@ def fused_scorer(
     scorer = FusedScorer(features.aggregator, projector, discriminator, found.coreset).to(features.device)
     scorer.precision = precision
     parts = features.parts_in_order(inference_batch(features.device))
-    as_new = scorer.standardize(parts, found.nearest, n_tiles=features.n_tiles)
+    as_new = scorer.standardize(parts, found.nearest, n_tiles=features.n_tiles, ignored=features.ignored)
 
     held_out = _rows_held_out(features.image_numbers)
     if not len(held_out):
@@ -166,7 +167,8 @@ def fused_scorer(
     those = features.some(held_out)
     distances = _distances_held_out(features, held_out, found.coreset, n_exemplars, pool_size)
     logits = torch.cat([scorer.logits(parts) for parts, _ in those.parts_in_order(inference_batch(features.device))])
-    return scorer, TrainingPatchScores(as_new, held_out, scorer.fuse(logits, distances))
+    of_held_out = fill_ignored(scorer.fuse(logits, distances), those.ignored, features.n_tiles)
+    return scorer, TrainingPatchScores(as_new, held_out, of_held_out)
 
 
 def _distances_held_out(
@@ -201,9 +203,10 @@ def _distances_held_out(
 
 def _limited(features: TrainingFeatures, n_exemplars: int, pool_size: int) -> tuple[int, tuple[Any, ...]]:
     """Return the number of exemplars, and what they depend on besides the stored features."""
-    n_exemplars = min(n_exemplars, len(features) * features.n_positions // 4)
+    n_exemplars = max(min(n_exemplars, features.n_patches // 4), 1)
     rows = tensor_digest(torch.stack([features.rows, features.image_numbers])).hex()
-    return n_exemplars, (features.aggregator.feature_dim, rows, features.n_tiles, n_exemplars, pool_size)
+    ignored = None if features.ignored is None else tensor_digest(features.ignored).hex()
+    return n_exemplars, (features.aggregator.feature_dim, rows, features.n_tiles, ignored, n_exemplars, pool_size)
 
 
 def _rows_held_out(image_numbers: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ class PBASModel(nn.Module):
         scores, descriptions = self.evidence(self.extractor.levels(images))  # (B, P), (B, D)
         return self.image_scores(scores, descriptions), self.anomaly_maps(scores)
 
-    def evidence(self, feature_maps: Sequence[Tensor], image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def evidence(
+        self, feature_maps: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return what the backbone's feature maps say of patches and of images as a whole.
 
         Parameters
@@ -95,6 +97,8 @@ class PBASModel(nn.Module):
             Shallow first.
         image_index : Tensor of shape (B,), int64, or None
             Indices of training images, which are scored as if they were new.
+        ignored : Tensor of shape (B, P), bool, or None
+            Patches that do not count in the descriptions; their scores mean nothing.
 
         Returns
         -------
@@ -103,7 +107,7 @@ class PBASModel(nn.Module):
             See :mod:`skpbas.core.whole_images`.
         """
         pooled = self.extractor.pool(feature_maps)
-        return self.patch_scorer(pooled, image_index), describe(pooled[: self.extractor.n_levels])
+        return self.patch_scorer(pooled, image_index), describe(pooled[: self.extractor.n_levels], ignored)
 
     def image_scores(
         self, patch_scores: Tensor, descriptions: Tensor | None = None, image_index: Tensor | None = None

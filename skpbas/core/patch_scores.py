@@ -241,6 +241,7 @@ class FusedScorer(ExemplarScorer):
         distances: Tensor | None = None,
         *,
         n_tiles: int = 1,
+        ignored: Tensor | None = None,
     ) -> Tensor:
         """Take the scales of distances, logits and image scores from the training images.
 
@@ -252,6 +253,8 @@ class FusedScorer(ExemplarScorer):
             What :meth:`distances` returns for these images, if it is known.
         n_tiles : int, default=1
             Tiles of an image: that many consecutive rows of the batches are one image.
+        ignored : Tensor of shape (n, P), bool, or None
+            Patches whose scores do not count.
 
         Returns
         -------
@@ -269,7 +272,7 @@ class FusedScorer(ExemplarScorer):
         self.mean_distance = distances.mean().clamp_min(_SMALLEST_DISTANCE * spread).clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
-        scores = self.fuse(logits, distances)
+        scores = fill_ignored(self.fuse(logits, distances), ignored, n_tiles)
         self.training_scores = self.of_images(scores, n_tiles)
         return scores
 
@@ -377,6 +380,20 @@ def reduction(aggregator: PatchAggregator, coreset: Coreset) -> LevelAffine:
 
 def _float32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def fill_ignored(scores: Tensor, ignored: Tensor | None, n_tiles: int = 1) -> Tensor:
+    """Return scores (n * n_tiles, ...) with the mean of the others of their image in place of ``ignored`` ones.
+
+    ``ignored``: bool, (n * n_tiles, P), or None for none.
+    """
+    if ignored is None:
+        return scores
+    ignored = ignored.to(scores.device).view(-1, n_tiles * ignored.shape[1])
+    of_images = scores.reshape(ignored.shape)
+    n_others = (~ignored).sum(1, keepdim=True).clamp_min(1)
+    mean = of_images.masked_fill(ignored, 0).sum(1, keepdim=True) / n_others
+    return torch.where(ignored, mean, of_images).view(scores.shape)
 
 
 def mean_of_largest(scores: Tensor, share: float = LARGEST) -> Tensor:

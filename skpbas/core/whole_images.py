@@ -19,27 +19,37 @@ MAX_KNOWN = 256
 """Training images that are kept for the comparison."""
 
 _HARMLESS, _FULL = 1.25, 1.5  # distances in radii: unseen good images reached 1.3, frames without a part 2 to 40
+_MORE_IGNORED = 0.05  # share of the patches
 _SMALLEST_RADIUS = 0.01  # in norms of the standard deviations; 0.03 to 0.3 on products, 0 for equal images
 
 
-def describe(pooled: Sequence[Tensor]) -> Tensor:
+def describe(pooled: Sequence[Tensor], ignored: Tensor | None = None) -> Tensor:
     """Return the mean and the standard deviation of each channel over an image: (B, 2 * (n_1 + ... + n_L)).
 
     Parameters
     ----------
     pooled : sequence of Tensor of shape (B, n_l, H_l, W_l)
         The levels' parts of the patch features.
+    ignored : Tensor of shape (B, P), bool, or None
+        Patches that do not count.
     """
-    moments = [f(part.float()) for part in pooled for f in (_mean, _std)]
-    return torch.cat(moments, dim=1)
+    if ignored is None:
+        return torch.cat([m for part in pooled for m in _moments(part.float())], dim=1)
+    counted = 1 - ignored.to(pooled[0].device).float().view(-1, 1, *pooled[0].shape[-2:])
+    moments = [
+        _weighted(part.float(), F.adaptive_avg_pool2d(counted, (part.shape[2], part.shape[3]))) for part in pooled
+    ]
+    return torch.cat([m for of_part in moments for m in of_part], dim=1)
 
 
-def _mean(part: Tensor) -> Tensor:
-    return part.mean(dim=(2, 3))
+def _moments(part: Tensor) -> tuple[Tensor, Tensor]:
+    return part.mean(dim=(2, 3)), part.std(dim=(2, 3), correction=0)
 
 
-def _std(part: Tensor) -> Tensor:
-    return part.std(dim=(2, 3), correction=0)
+def _weighted(part: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    weights = weights / weights.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    mean = (weights * part).sum(dim=(2, 3))
+    return mean, (weights * (part - mean[..., None, None]).square()).sum(dim=(2, 3)).sqrt()
 
 
 class WholeImages(nn.Module):
@@ -62,6 +72,9 @@ class WholeImages(nn.Module):
         r_0 > 0.
     unit : float
         In image scores, >= 0: from a usual score to the threshold.
+    ignored : float, default=0.0
+        Largest share of the patches of a training image that was ignored. Images of which more is ignored look
+        different for that reason alone.
 
     Examples
     --------
@@ -80,17 +93,26 @@ class WholeImages(nn.Module):
     image_index: Tensor
     radius: Tensor
     unit: Tensor
+    ignored: Tensor
 
-    def __init__(self, center: Tensor, known: Tensor, image_index: Tensor, radius: float, unit: float) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        known: Tensor,
+        image_index: Tensor,
+        radius: float,
+        unit: float,
+        ignored: float = 0.0,
+    ) -> None:
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("known", known)
         self.register_buffer("image_index", image_index)
-        self.register_buffer("radius", torch.tensor(radius, dtype=torch.float32, device=center.device))
-        self.register_buffer("unit", torch.tensor(unit, dtype=torch.float32, device=center.device))
+        for name, value in (("radius", radius), ("unit", unit), ("ignored", ignored)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32, device=center.device))
 
     @classmethod
-    def of(cls, descriptions: Tensor, image_index: Tensor, unit: float) -> Self:
+    def of(cls, descriptions: Tensor, image_index: Tensor, unit: float, ignored: float = 0.0) -> Self:
         """Compare with training images.
 
         Parameters
@@ -99,17 +121,22 @@ class WholeImages(nn.Module):
             Of the training images: from :func:`describe`.
         image_index : Tensor of shape (n,), int64
             Their indices; equal images have the same.
-        unit : float
+        unit, ignored : float
+            As for the class.
         """
         center = descriptions.mean(0)
         centered = descriptions - center
         chosen = farthest_points(centered, min(MAX_KNOWN, len(centered)))
         smallest = _SMALLEST_RADIUS * float(descriptions.square().mean(0).sum().sqrt())
-        result = cls(center, centered[chosen], image_index[chosen], 1.0, unit)
+        result = cls(center, centered[chosen], image_index[chosen], 1.0, unit, ignored)
         largest = float(result.distance(descriptions, image_index).max())
         few = 1 + 1 / len(image_index.unique())  # images show less than all of how far apart they can be
         result.radius.fill_(max(few * largest, smallest, torch.finfo(torch.float32).tiny))
         return result
+
+    def applies(self, ignored: Tensor) -> Tensor:
+        """Return of which images (B,), bool, with ignored patches (B, P) hardly more is ignored than in training."""
+        return ignored.float().mean(1) <= self.ignored + _MORE_IGNORED
 
     def distance(self, descriptions: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return the distances (B,) of descriptions (B, D) to the nearest training image.
