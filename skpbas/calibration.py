@@ -1,10 +1,8 @@
-"""Thresholds with a guaranteed false alarm rate, by conformal prediction on held-out normal images."""
+"""Thresholds with a guaranteed false alarm rate, by conformal prediction on normal images that are held out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -14,12 +12,20 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, OutlierMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags, indexable
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from skpbas._compat import HasMethods, Interval, RealNotInt, _num_samples, _safe_indexing
+from skpbas._decisions.conformal import (
+    cross_bound,
+    cross_margins,
+    cross_p_values,
+    fewest_images,
+    largest_rank,
+    rounded_up,
+    scores_of_margins,
+)
 from skpbas._decisions.deciding import p_values_of
-from skpbas._features.streaming import Result
+from skpbas._decisions.wrapping import Judged, WrappingMixin
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import WholeNumber, draw_seed
 from skpbas._inputs.targets import normal_rows
@@ -30,19 +36,10 @@ from skpbas.errors import CalibrationError, InvalidImageError
 __all__ = ["ConformalThreshold"]
 
 
-def _detector_has(method: str) -> Callable[[ConformalThreshold], bool]:
-    """Return a check that the wrapped detector has a method, for ``available_if``."""
-
-    def check(self: ConformalThreshold) -> bool:
-        getattr(getattr(self, "detector_", self.detector), method)
-        return True
-
-    return check
-
-
 class ConformalThreshold(
     SealingMixin,
     SnapshotMixin,
+    WrappingMixin,
     MetaEstimatorMixin,  # type: ignore[misc]
     OutlierMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
@@ -58,6 +55,15 @@ class ConformalThreshold(
     with equality on the left if there are no ties [2]_. n must be at least 1 / max_false_alarm_rate - 1, which is 99
     images for 1%.
 
+    With few images, ``cv`` uses all of them both for training and for calibration: cross-conformal prediction [3]_. For
+    each of K folds, a detector is fitted without it and scores its images. A new image is scored by all K, and compared
+    with the scores of a fold by that fold's detector; it is flagged if at most k - 1 of all n are at most as high, with
+    k as above. Its false alarm rate is near k / (n + 1) in practice. What is guaranteed is ``false_alarm_bound_``:
+
+        P(flagged) <= 2 (k + K - 1) / (n + K),
+
+    or a lower number where one is proved; see :ref:`cross-conformal` in the user guide.
+
     Parameters
     ----------
     detector : estimator with ``fit`` and ``score_samples``
@@ -65,22 +71,37 @@ class ConformalThreshold(
         ``sklearn.frozen.FrozenEstimator`` is not refitted: all normal images are used for calibration and must not
         include its training images.
     max_false_alarm_rate : float, default=0.01
-        Largest probability, in (0, 1), of flagging a normal image.
+        Largest probability, in (0, 1), of flagging a normal image. With ``cv``, the rate that is aimed for.
     calibration_size : float or int, default=0.5
-        Normal images to hold out: a fraction in (0, 1), rounded up, or a number. Ignored with a frozen detector.
+        Normal images to hold out: a fraction in (0, 1), rounded up, or a number. Ignored with a frozen detector and
+        with ``cv``.
+    cv : int or None, default=None
+        None: some images are held out. An int from 2 on: number of folds, of nearly equal size; the detector is fitted
+        ``cv + 1`` times, and all normal images are used. With ``memory`` of :class:`~skpbas.PBASDetector`, the network
+        sees each image once in fit.
     random_state : int, RandomState or None, default=None
-        Selects the held-out images. numpy's global random state is neither read nor changed.
+        Selects the held-out images or the folds. numpy's global random state is neither read nor changed.
 
     Attributes
     ----------
     detector_ : estimator
-        The fitted detector.
+        The fitted detector. With ``cv``, it is fitted on all normal images, and only makes anomaly maps.
     offset_ : float
-        Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
+        Threshold on ``score_samples``: ``decision_function = score_samples - offset_``; with ``cv``, up to rounding.
     calibration_scores_ : ndarray of shape (n,), float64
-        ``score_samples`` of the held-out images, ascending.
+        Scores of the held-out images, ascending. With ``cv``, those of all normal images, each by the detector that was
+        fitted without its fold.
     false_alarm_rate_ : float
-        ``k / (n + 1)``: the guaranteed rate, at or slightly below ``max_false_alarm_rate``.
+        ``k / (n + 1)``: the guaranteed rate, at or slightly below ``max_false_alarm_rate``. With ``cv``, the rate that
+        is aimed for.
+    false_alarm_bound_ : float
+        What is guaranteed: the largest probability of flagging a normal image. Without ``cv``, ``false_alarm_rate_``.
+    fold_detectors_ : list of estimator
+        With ``cv`` only: the detectors that were each fitted without one fold.
+    fold_scores_ : list of ndarray, float64
+        With ``cv`` only: the scores of each fold's images, ascending; together ``calibration_scores_``.
+    map_threshold_ : float
+        That of ``detector_``, if it has one.
     n_features_in_ : int
         Number of features, if the detector defines it.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -95,8 +116,13 @@ class ConformalThreshold(
     It holds on average over the choice of held-out images. For one choice, the long-run rate follows the Beta
     distribution with parameters k and n + 1 - k: for n = 99 and 1%, it has mean 1% and standard deviation 1%; for
     n = 999, 0.3%. Several pictures of one part count as one: keep them together, with a frozen detector and a split by
-    part. Images that y marks as anomalous are excluded; unmarked ones among the held-out images lower the threshold,
-    so that fewer images are flagged.
+    part. With ``cv``, the guarantee holds on average over the choice of all images.
+
+    Images that y marks as anomalous are excluded; unmarked ones among the held-out images lower the threshold, so that
+    fewer images are flagged.
+
+    With ``cv``, prediction takes one pass of the network per fold and image, and one more for anomaly maps. Regions and
+    masks are those of ``detector_`` at its own threshold ``map_threshold_``.
 
     ``cross_val_predict`` with its default method, "predict", accepts labels as y. With "decision_function" it encodes
     labels as 0, 1, ..., as for classifiers: pass normal images without y.
@@ -106,6 +132,7 @@ class ConformalThreshold(
     .. [1] Vovk, Gammerman, Shafer: "Algorithmic Learning in a Random World", Springer, 2005.
     .. [2] Bates, Candès, Lei, Romano, Sesia: "Testing for outliers with conformal p-values", Annals of Statistics
        51(1), 2023, doi:10.1214/22-AOS2244.
+    .. [3] Vovk: "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 74, 2015.
 
     Examples
     --------
@@ -118,12 +145,22 @@ class ConformalThreshold(
     array([ 1, -1])
     >>> detector.p_values([[9.0, 9.0]]) < 0.05
     array([ True])
+
+    30 images, which would be too few to hold out half of them:
+
+    >>> detector.set_params(cv=5).fit(normal[:30]).predict([[0.0, 0.0], [9.0, 9.0]])
+    array([ 1, -1])
+    >>> round(detector.false_alarm_rate_, 3), round(detector.false_alarm_bound_, 3)
+    (0.032, 0.143)
     """
 
     detector_: Any
     offset_: float
     calibration_scores_: NDArray[np.float64]
     false_alarm_rate_: float
+    false_alarm_bound_: float
+    fold_detectors_: list[Any]
+    fold_scores_: list[NDArray[np.float64]]
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "detector": [HasMethods(["fit", "score_samples"])],
@@ -132,6 +169,7 @@ class ConformalThreshold(
             WholeNumber(1),
             Interval(RealNotInt, 0, 1, closed="neither"),
         ],
+        "cv": [WholeNumber(2), None],
         "random_state": ["random_state"],
     }
 
@@ -141,15 +179,17 @@ class ConformalThreshold(
         *,
         max_false_alarm_rate: float = 0.01,
         calibration_size: float | int = 0.5,
+        cv: int | None = None,
         random_state: Any = None,
     ) -> None:
         self.detector = detector
         self.max_false_alarm_rate = max_false_alarm_rate
         self.calibration_size = calibration_size
+        self.cv = cv
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the detector on some of the normal images, and calibrate the threshold on the others.
+        """Fit the detector on some of the normal images, and calibrate the threshold on the others; see ``cv``.
 
         Parameters
         ----------
@@ -166,8 +206,9 @@ class ConformalThreshold(
         Raises
         ------
         CalibrationError
-            Too few normal images are held out for ``max_false_alarm_rate``, or none are left for training (both raised
-            before training), or the detector returns non-finite scores.
+            Too few normal images are held out for ``max_false_alarm_rate``, none are left for training, there are fewer
+            than ``cv``, or ``cv`` is given with a frozen detector (all raised before training), or the detector returns
+            non-finite scores.
         InvalidTargetError
             y does not fit X, or is neither labels nor masks (0 and 1, booleans, words): the message has the conversion.
         """
@@ -178,6 +219,19 @@ class ConformalThreshold(
         normal = normal_rows(y, _num_samples(X))
         if len(normal) == 0:
             raise CalibrationError("fit needs normal samples, got n_samples=0: X is empty, or y marks all as anomalous")
+        fitted = self._draft()
+        for name in ("fold_detectors_", "fold_scores_", "n_features_in_", "feature_names_in_"):
+            fitted.__dict__.pop(name, None)  # of an earlier fit
+        of_fit = self._split(X, normal) if self.cv is None else self._crossed(X, normal, int(self.cv))
+        for name, value in of_fit.items():
+            setattr(fitted, name, value)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(fitted.detector_, name):
+                setattr(fitted, name, getattr(fitted.detector_, name))
+        return self._adopt(fitted)
+
+    def _split(self, X: Any, normal: NDArray[np.intp]) -> dict[str, Any]:
+        """Return the fitted attributes if some images calibrate."""
         frozen = isinstance(self.detector, FrozenEstimator)
         n_calibration = len(normal) if frozen else self._n_held_out(len(normal))
         rank = self._rank(n_calibration, len(normal))
@@ -188,26 +242,63 @@ class ConformalThreshold(
             order = np.random.default_rng(draw_seed(self.random_state)).permutation(normal)
             held_out, training = np.sort(order[:n_calibration]), np.sort(order[n_calibration:])
             detector = clone(self.detector).fit(self._take(X, training))
-        scores = np.sort(np.asarray(detector.score_samples(self._take(X, held_out)), dtype=np.float64))
+        scores = self._calibration_scores(detector, X, held_out)
+        rate = rank / (n_calibration + 1)
+        return {
+            "detector_": detector,
+            "calibration_scores_": scores,
+            "offset_": float(scores[rank - 1]),
+            "false_alarm_rate_": rate,
+            "false_alarm_bound_": rate,
+        }
+
+    def _crossed(self, X: Any, normal: NDArray[np.intp], n_folds: int) -> dict[str, Any]:
+        """Return the fitted attributes if the images of each fold calibrate a detector of the others."""
+        n = len(normal)
+        if isinstance(self.detector, FrozenEstimator):
+            raise CalibrationError(
+                f"cv={n_folds} fits the detector {n_folds + 1} times, but a FrozenEstimator is not fitted again: set "
+                "cv=None, so that all normal samples calibrate it, or pass the detector without FrozenEstimator"
+            )
+        if n < n_folds:
+            raise CalibrationError(
+                f"cv={n_folds} needs at least {n_folds} normal samples, one for each fold, got n_samples={n}: provide "
+                "more samples, or lower cv"
+            )
+        rank = self._rank(n, n)
+        order = np.random.default_rng(draw_seed(self.random_state)).permutation(normal)
+        folds = [np.sort(fold) for fold in np.array_split(order, n_folds)]
+        detectors, fold_scores = [], []
+        for fold in folds:
+            detectors.append(clone(self.detector).fit(self._take(X, np.setdiff1d(normal, fold))))
+            fold_scores.append(self._calibration_scores(detectors[-1], X, fold))
+        scores = np.sort(np.concatenate(fold_scores))
+        return {
+            "detector_": clone(self.detector).fit(self._take(X, normal)),
+            "fold_detectors_": detectors,
+            "fold_scores_": fold_scores,
+            "calibration_scores_": scores,
+            "offset_": float(scores[rank - 1]),
+            "false_alarm_rate_": rank / (n + 1),
+            "false_alarm_bound_": cross_bound([len(fold) for fold in folds], rank),
+        }
+
+    def _calibration_scores(self, detector: Any, X: Any, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the scores of held-out samples, ascending."""
+        scores = np.sort(np.asarray(detector.score_samples(self._take(X, rows)), dtype=np.float64))
         if not np.isfinite(scores).all():
             n_bad = np.count_nonzero(~np.isfinite(scores))
             raise CalibrationError(
-                f"{type(detector).__name__}.score_samples returned NaN or infinity for {n_bad} of {n_calibration} "
+                f"{type(detector).__name__}.score_samples returned NaN or infinity for {n_bad} of {len(rows)} "
                 "held-out samples"
             )
-        fitted = self._draft()
-        fitted.detector_ = detector
-        fitted.calibration_scores_ = scores
-        fitted.offset_ = float(scores[rank - 1])
-        fitted.false_alarm_rate_ = rank / (n_calibration + 1)
-        for name in ("n_features_in_", "feature_names_in_"):
-            fitted.__dict__.pop(name, None)  # of an earlier fit
-            if hasattr(detector, name):
-                setattr(fitted, name, getattr(detector, name))
-        return self._adopt(fitted)
+        return scores
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Return the detector's scores; higher is more normal.
+        """Return scores; higher is more normal.
+
+        They are the detector's. With ``cv``, ``decision_function(X) + offset_``, and lower than ``offset_`` exactly if
+        flagged.
 
         Parameters
         ----------
@@ -220,22 +311,16 @@ class ConformalThreshold(
         Raises
         ------
         InvalidImageError
-            The detector's score of a sample is NaN or positive infinity; the message names the first. Minus infinity
+            A detector's score of a sample is NaN or positive infinity; the message names the first. Minus infinity
             is the most anomalous score.
         """
-        check_is_fitted(self)
-        detector = self.detector_
-        scores = np.asarray(detector.score_samples(X), dtype=np.float64)
-        bad = np.flatnonzero(np.isnan(scores) | (scores == np.inf))
-        if len(bad):
-            raise InvalidImageError(
-                f"X[{bad[0]}]: the score of {type(detector).__name__} is {scores[bad[0]]} ({len(bad)} of {len(scores)} "
-                "scores are NaN or infinite): check the sample and the detector"
-            )
-        return scores
+        return self._judged(X).scores
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return ``score_samples(X) - offset_``: negative for anomalous images.
+        """Return how far images are above the threshold: negative for anomalous images.
+
+        This is ``score_samples(X) - offset_``. With ``cv``, the k-th largest of the n differences between the score of
+        an image by the detector of a fold and a calibration score of that fold.
 
         Parameters
         ----------
@@ -245,8 +330,7 @@ class ConformalThreshold(
         -------
         ndarray of shape (n,), float64
         """
-        now = self._snapshot()
-        return now.score_samples(X) - now.offset_
+        return self._judged(X).margins
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Predict labels: +1 for normal images, -1 for anomalous ones.
@@ -269,94 +353,37 @@ class ConformalThreshold(
         procedure of Benjamini and Hochberg (``scipy.stats.false_discovery_control``) bounds the fraction of normal
         images among the flagged ones (the second reference of the class).
 
+        With ``cv``, each s_i is compared with the image's score by the detector of the same fold. Then
+        P(p-value <= a) is near a, and its bound is that of the class; there is none for the procedure.
+
         Parameters
         ----------
         X : array or sequence
 
         Returns
         -------
-        ndarray of shape (n,), float64 in [1 / (n_calibration + 1), 1]
+        ndarray of shape (n,), float64 in [1 / (n + 1), 1]
         """
-        now = self._snapshot()
-        return p_values_of(now.score_samples(X), now.calibration_scores_)
+        return self._judged(X).p_values
 
-    @available_if(_detector_has("anomaly_map"))  # type: ignore[untyped-decorator]
-    def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
-        """Return the detector's anomaly maps: see :meth:`PBASDetector.anomaly_map() <skpbas.PBASDetector.anomaly_map>`.
+    def _judges(self) -> list[Any]:
+        """Return the detectors whose scores decide."""
+        folds: list[Any] | None = getattr(self, "fold_detectors_", None)
+        return [self.detector_] if folds is None else folds
 
-        Parameters
-        ----------
-        X : array or sequence of images
-        size : {"model", "input"}, default="model"
+    def _judge(self, scores: NDArray[np.float64]) -> Judged:
+        """Judge n images by the scores of the detectors that decide, (n_detectors, n); NaN counts as the lowest."""
+        if not hasattr(self, "fold_detectors_"):
+            return Judged(scores[0], scores[0] - self.offset_, p_values_of(scores[0], self.calibration_scores_))
+        scores, folds = np.where(np.isnan(scores), -np.inf, scores), self.fold_scores_
+        rank = round(self.false_alarm_rate_ * (len(self.calibration_scores_) + 1))
+        margins = cross_margins(scores, folds, rank)
+        return Judged(scores_of_margins(margins, self.offset_), margins, cross_p_values(scores, folds))
 
-        Returns
-        -------
-        ndarray of shape (n, H, W), or list of ndarray of shape (H_i, W_i)
-        """
-        check_is_fitted(self)
-        return self.detector_.anomaly_map(X, size=size)
-
-    @available_if(_detector_has("iter_anomaly_maps"))  # type: ignore[untyped-decorator]
-    def iter_anomaly_maps(self, X: Any, size: str = "model") -> Iterator[NDArray[np.float32]]:
-        """Yield the anomaly maps of :meth:`anomaly_map` one by one, in constant memory.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-        size : {"model", "input"}, default="model"
-
-        Yields
-        ------
-        ndarray of shape (H, W), float32
-        """
-        check_is_fitted(self)
-        return self.detector_.iter_anomaly_maps(X, size=size)
-
-    @available_if(_detector_has("iter_scores_and_maps"))  # type: ignore[untyped-decorator]
-    def iter_scores_and_maps(self, X: Any, size: str = "model") -> Iterator[tuple[float, NDArray[np.float32]]]:
-        """Yield ``score_samples`` and ``anomaly_map`` of one image after another, from one pass of the network.
-
-        Parameters
-        ----------
-        X : array or sequence of images
-        size : {"model", "input"}, default="model"
-
-        Yields
-        ------
-        (float, ndarray of shape (H, W))
-        """
-        check_is_fitted(self)
-        return self.detector_.iter_scores_and_maps(X, size=size)
-
-    @available_if(_detector_has("score_stream"))  # type: ignore[untyped-decorator]
-    def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
-        """Yield a result with a p-value for each image of a stream, in order.
-
-        Parameters
-        ----------
-        images : array, sequence or iterable of images
-        on_error : {"raise", "skip"}, default="raise"
-        maps : bool, default=True
-            As for :meth:`PBASDetector.score_stream() <skpbas.PBASDetector.score_stream>`.
-
-        Yields
-        ------
-        Result
-            Its ``label`` and ``p_value`` are those of :meth:`predict` and :meth:`p_values`.
-        """
+    def _judged(self, X: Any) -> Judged:
         check_is_fitted(self)
         now = self._snapshot()
-        stream = now.detector_.score_stream(images, on_error=on_error, maps=maps)
-        offset, calibration_scores = now.offset_, now.calibration_scores_
-
-        def judged(result: Result) -> Result:
-            if result.score is None:
-                return result
-            label = 1 if result.score >= offset else -1
-            p_value = float(p_values_of(np.array([result.score]), calibration_scores)[0])
-            return replace(result, label=label, p_value=p_value)
-
-        return map(judged, stream)
+        return now._judge(np.stack([_checked_scores(judge, X) for judge in now._judges()]))
 
     def _n_held_out(self, n_normal: int) -> int:
         size: Any = self.calibration_size
@@ -371,25 +398,29 @@ class ConformalThreshold(
     def _rank(self, n: int, n_normal: int) -> int:
         """Return k: the threshold is the k-th lowest of n calibration scores."""
         rate = float(self.max_false_alarm_rate)
-        rank = _largest_rank(rate, n)
+        rank = largest_rank(rate, n)
         if rank == 0:
-            needed = _fewest_images(rate)
-            available = (
-                f"there are {n}"
-                if isinstance(self.detector, FrozenEstimator)
-                else f"calibration_size={self.calibration_size} holds out {n} of {n_normal}"
-            )
+            needed, reach = fewest_images(rate), "guarantee" if self.cv is None else "aim for"
+            if self.cv is not None:
+                needs, available = f"normal samples (1/rate - 1) with cv={self.cv}", f"there are {n}"
+            elif isinstance(self.detector, FrozenEstimator):
+                needs, available = "held-out normal samples (1/rate - 1)", f"there are {n}"
+            else:
+                needs = "held-out normal samples (1/rate - 1)"
+                available = f"calibration_size={self.calibration_size} holds out {n} of {n_normal}"
             raise CalibrationError(
-                f"max_false_alarm_rate={rate:g} needs at least {needed} held-out normal samples (1/rate - 1), but "
-                f"{available}: provide more{self._larger_split(needed, n_normal)}, or set max_false_alarm_rate to "
-                f"{_rounded_up(1 / (n + 1)):g} or more, the smallest rate that {n} samples can guarantee"
+                f"max_false_alarm_rate={rate:g} needs at least {needed} {needs}, but {available}: provide "
+                f"more{self._larger_split(needed, n_normal)}, or set max_false_alarm_rate to "
+                f"{rounded_up(1 / (n + 1)):g} or more, the smallest rate that {n} samples can {reach}"
             )
         return rank
 
     def _larger_split(self, needed: int, n_normal: int) -> str:
-        if isinstance(self.detector, FrozenEstimator) or n_normal < needed + 2:
+        """Return the ways to calibrate by more of the images."""
+        if self.cv is not None or isinstance(self.detector, FrozenEstimator):
             return ""
-        return f", set calibration_size={needed}, which leaves {n_normal - needed} for training"
+        split = f", set calibration_size={needed}, which leaves {n_normal - needed} for training"
+        return (split if n_normal >= needed + 2 else "") + (", set cv=5" if n_normal >= max(needed, 5) else "")
 
     def _take(self, X: Any, rows: NDArray[np.intp]) -> Any:
         inputs = get_tags(self.detector).input_tags
@@ -405,25 +436,13 @@ class ConformalThreshold(
         return tags
 
 
-def _largest_rank(rate: float, n: int) -> int:
-    """Return the largest k with k / (n + 1) <= rate, which flags exactly the p-values up to ``rate``."""
-    rank = math.floor(rate * (n + 1))
-    while (rank + 1) / (n + 1) <= rate:  # 0.29 * 100 is 28.999... in floating point
-        rank += 1
-    while rank / (n + 1) > rate:
-        rank -= 1
-    return rank
-
-
-def _fewest_images(rate: float) -> int:
-    """Return the smallest n with 1 / (n + 1) <= rate."""
-    n = max(math.ceil(1 / rate) - 2, 0)
-    while _largest_rank(rate, n) == 0:
-        n += 1
-    return n
-
-
-def _rounded_up(rate: float) -> float:
-    """Return the rate, rounded up to three significant digits."""
-    digits = 2 - math.floor(math.log10(rate))
-    return math.ceil(rate * 10**digits) / 10**digits
+def _checked_scores(detector: Any, X: Any) -> NDArray[np.float64]:
+    """Return a detector's scores of new samples, which may be minus infinity."""
+    scores = np.asarray(detector.score_samples(X), dtype=np.float64)
+    bad = np.flatnonzero(np.isnan(scores) | (scores == np.inf))
+    if len(bad):
+        raise InvalidImageError(
+            f"X[{bad[0]}]: the score of {type(detector).__name__} is {scores[bad[0]]} ({len(bad)} of {len(scores)} "
+            "scores are NaN or infinite): check the sample and the detector"
+        )
+    return scores

@@ -195,14 +195,19 @@ class DecisionMixin:
         >>> bool(data.masks[17, top : top + height, left : left + width].any())
         True
         """
-        if not WholeNumber(1).is_satisfied_by(min_area):
-            raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
+        check_min_area(min_area)
         check_is_fitted(self)
         now = self._snapshot()
         return [
             regions_of(anomaly_map, now.map_threshold_, min_area=int(min_area), at_least_one=score < now.offset_)
             for score, anomaly_map in now.iter_scores_and_maps(X, size=size)
         ]
+
+
+def check_min_area(min_area: Any) -> None:
+    """Refuse a ``min_area`` that is no number of pixels."""
+    if not WholeNumber(1).is_satisfied_by(min_area):
+        raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
 
 
 def p_values_of(scores: NDArray[np.float64], normal_scores: NDArray[np.float64]) -> NDArray[np.float64]:
