@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 import weakref
 
 import numpy as np
 import pytest
-from helpers import small_detector, textured_images
+from helpers import ROOT, small_detector, textured_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binom
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.ensemble import IsolationForest
@@ -405,3 +408,30 @@ def test_what_the_detector_lacks_is_missing():
     for name in ("anomaly_map", "anomaly_mask", "find_regions", "map_threshold_", "score_stream"):
         assert not hasattr(model, name)
     assert not hasattr(ConformalThreshold(PBASDetector()), "map_threshold_")
+
+
+# The benchmark ---------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_resumes_and_prints_a_table(tmp_path):
+    for folder, images in (
+        ("train/good", textured_images(10, side=32)),
+        ("test/good", textured_images(2, side=32, seed=1)),
+        ("test/dark", textured_images(2, side=32, seed=2) // 4),
+        ("ground_truth/dark", np.full((2, 32, 32), 255, np.uint8)),
+    ):
+        (tmp_path / "cloth" / folder).mkdir(parents=True)
+        for i, image in enumerate(images):
+            suffix = "_mask" if folder.startswith("ground") else ""
+            Image.fromarray(image).save(tmp_path / "cloth" / folder / f"{i}{suffix}.png")
+    output = tmp_path / "conformal.csv"
+    command = [sys.executable, ROOT / "benchmarks" / "conformal.py", "--data", tmp_path, "--category", "cloth"]
+    command += ["--sizes", "8", "--rates", "0.15", "0.4", "--cv", "2", "--image-size", "32", "--max-epochs", "1"]
+    first = subprocess.run([*command, "--seeds", "0", "--output", output], check=True, capture_output=True, text=True)
+    rows = output.read_text().splitlines()
+    assert len(rows) == 5
+    assert "| cloth | 8 | 0.15 | None | 1 |  |  | 0 of 4 (0.0%) | 2 of 2 (100.0%) |" in first.stdout
+    assert "| cloth | 8 | 0.4 | 2 | 1 | 0.3333 |" in first.stdout
+    again = subprocess.run([*command, "--seeds", "0", "--output", output], check=True, capture_output=True, text=True)
+    assert output.read_text().splitlines() == rows
+    assert again.stdout in first.stdout
