@@ -24,7 +24,7 @@ from skpbas._decisions.conformal import (
     rounded_up,
     scores_of_margins,
 )
-from skpbas._decisions.deciding import p_values_of
+from skpbas._decisions.deciding import UNSURE_RATE, check_unsure_rate, p_values_of
 from skpbas._decisions.wrapping import Judged, WrappingMixin
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import WholeNumber, draw_seed
@@ -365,6 +365,24 @@ class ConformalThreshold(
         ndarray of shape (n,), float64 in [1 / (n + 1), 1]
         """
         return self._judged(X).p_values
+
+    def verdicts(self, X: Any, unsure_rate: float = UNSURE_RATE) -> NDArray[np.str_]:
+        """Say of each image whether it is normal, anomalous, or to be looked at by a person.
+
+        "anomalous": :meth:`predict` flags it. "unsure": it does not, but its p-value is at most ``unsure_rate``.
+        "normal": all others.
+
+        Parameters
+        ----------
+        X : array or sequence
+        unsure_rate : float in (0, 0.5], default=0.05
+
+        Returns
+        -------
+        ndarray of shape (n,), str
+        """
+        check_unsure_rate(unsure_rate)
+        return self._judged(X).verdicts(unsure_rate)
 
     def _judges(self) -> list[Any]:
         """Return the detectors whose scores decide."""

@@ -191,8 +191,8 @@ class PBASDetector(
         Threshold on ``score_samples``: ``decision_function = score_samples - offset_``.
     map_threshold_ : float
         Threshold on anomaly maps: about a share ``false_alarm_rate`` of unseen normal images has a pixel above it.
-    training_scores_ : ndarray of shape (n_samples_fit_,), float64
-        ``score_samples`` of the images that training used; with "fused" as if they were new.
+    training_scores_ : ndarray of shape (n,), float64
+        ``score_samples`` of the ``n_samples_fit_`` images that training used; with "fused" as if they were new.
     training_outliers_ : ndarray of int
         Indices into X of the images that ``exclude_outliers`` left out.
     n_iter_ : int

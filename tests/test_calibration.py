@@ -463,3 +463,19 @@ def test_the_thresholds_benchmark_resumes(tmp_path):
         candidates = [(row["n_train"], row["candidate"]) for row in csv.DictReader(file)]
     assert [name for n, name in candidates if n == "4"] == [name for n, name in candidates if n == "6"]
     assert "| auto |" in second
+
+
+@pytest.mark.parametrize("cv", [None, 4])
+def test_unsure_is_what_is_not_flagged_but_has_a_small_p_value(cv):
+    rng = np.random.default_rng(0)
+    threshold = ConformalThreshold(IsolationForest(random_state=0), max_false_alarm_rate=0.05, cv=cv, random_state=0)
+    threshold.fit(rng.normal(size=(120, 2)))
+    X = rng.normal(size=(300, 2)) * 1.5
+    verdicts, labels, p_values = threshold.verdicts(X, 0.2), threshold.predict(X), threshold.p_values(X)
+    expected = [
+        "anomalous" if y == -1 else "unsure" if p <= 0.2 else "normal" for y, p in zip(labels, p_values, strict=True)
+    ]
+    assert verdicts.tolist() == expected
+    assert set(expected) == {"normal", "unsure", "anomalous"}
+    with pytest.raises(ValueError, match=r"unsure_rate=0.7: expected a number in \(0, 0.5\]"):
+        threshold.verdicts(X, 0.7)

@@ -323,6 +323,7 @@ def test_results_of_a_stream_are_those_of_predict_and_p_values(on_images, mixed,
     assert [result.label for result in results] == on_images.predict(mixed).tolist()
     assert {1, -1} == {result.label for result in results}
     assert [result.p_value for result in results] == on_images.p_values(mixed).tolist()
+    assert [result.verdict for result in results] == on_images.verdicts(mixed).tolist()
     assert [result.score for result in results] == on_images.score_samples(mixed).tolist()
     if maps:
         np.testing.assert_array_equal([result.map for result in results], on_images.anomaly_map(mixed))

@@ -136,8 +136,7 @@ class DecisionMixin:
 
     def _judge(self, unsure_rate: float = UNSURE_RATE) -> Judge:
         """Return what decides about scores."""
-        if not Interval(Real, 0, 0.5, closed="right").is_satisfied_by(unsure_rate):
-            raise ValueError(f"unsure_rate={unsure_rate!r}: expected a number in (0, 0.5]")
+        check_unsure_rate(unsure_rate)
         scores, bias = self.training_scores_, getattr(self.model_.patch_scorer, "bias", None)
         if bias is not None:
             unsure_offset = float(bias) * offset_of_ratios(-scores, float(unsure_rate))
@@ -208,6 +207,12 @@ def check_min_area(min_area: Any) -> None:
     """Refuse a ``min_area`` that is no number of pixels."""
     if not WholeNumber(1).is_satisfied_by(min_area):
         raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
+
+
+def check_unsure_rate(unsure_rate: Any) -> None:
+    """Raise if it is no rate."""
+    if not Interval(Real, 0, 0.5, closed="right").is_satisfied_by(unsure_rate):
+        raise ValueError(f"unsure_rate={unsure_rate!r}: expected a number in (0, 0.5]")
 
 
 def p_values_of(scores: NDArray[np.float64], normal_scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skpbas._decisions.deciding import check_min_area
+from skpbas._decisions.deciding import UNSURE_RATE, check_min_area, check_unsure_rate
 from skpbas._decisions.regions import Region, regions_of
 from skpbas._features.streaming import Result
 from skpbas._inputs.images import check_stream
@@ -32,6 +32,10 @@ class Judged:
     scores: NDArray[np.float64]
     margins: NDArray[np.float64]
     p_values: NDArray[np.float64]
+
+    def verdicts(self, unsure_rate: float) -> NDArray[np.str_]:
+        """Return "anomalous" for what is flagged, "unsure" for other p-values up to a rate, "normal" for the rest."""
+        return np.where(self.margins < 0, "anomalous", np.where(self.p_values <= unsure_rate, "unsure", "normal"))
 
 
 def _detector_has(method: str) -> Callable[[Any], bool]:
@@ -153,8 +157,10 @@ class WrappingMixin:
         return ((float(judgment.scores[0]), anomaly_map) for judgment, anomaly_map in judged)
 
     @available_if(_detector_has("score_stream"))  # type: ignore[untyped-decorator]
-    def score_stream(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
-        """Yield a result with a p-value for each image of a stream, in order.
+    def score_stream(
+        self, images: Any, *, on_error: str = "raise", maps: bool = True, unsure_rate: float = UNSURE_RATE
+    ) -> Iterator[Result]:
+        """Yield a result for each image of a stream, in order.
 
         Parameters
         ----------
@@ -163,12 +169,16 @@ class WrappingMixin:
         maps : bool, default=True
             As for :meth:`PBASDetector.score_stream() <skpbas.PBASDetector.score_stream>`. With ``cv``, an image takes
             one pass for each fold, and one more with maps.
+        unsure_rate : float in (0, 0.5], default=0.05
+            As for :meth:`verdicts`.
 
         Yields
         ------
         Result
-            Its ``label`` and ``p_value`` are those of :meth:`predict` and :meth:`p_values`.
+            Its ``label``, ``p_value`` and ``verdict`` are those of :meth:`predict`, :meth:`p_values` and
+            :meth:`verdicts`.
         """
+        check_unsure_rate(unsure_rate)
         check_is_fitted(self)
         now = self._snapshot()
         judges = now._judges()
@@ -189,6 +199,7 @@ class WrappingMixin:
                 score=float(judgment.scores[0]),
                 label=1 if judgment.margins[0] >= 0 else -1,
                 p_value=float(judgment.p_values[0]),
+                verdict=str(judgment.verdicts(unsure_rate)[0]),
             )
 
         return map(judged, zip(*streams, strict=True))
