@@ -25,6 +25,7 @@ class RowsAsImages(PBASDetector):
             max_epochs=max_epochs,
             alpha=alpha,
             contamination=contamination,
+            exclude_outliers=False,  # rows of a table are not pictures of one product
             precision=precision,
             random_state=random_state,
         )

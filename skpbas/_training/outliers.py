@@ -14,7 +14,7 @@ from skpbas._training.exemplars import exemplars_of
 from skpbas._training.settings import TrainingSettings
 from skpbas._training.threshold import USUAL_STD, oddness
 from skpbas.core.devices import discriminator_precision
-from skpbas.core.patch_scores import LARGEST, mean_of_largest
+from skpbas.core.patch_scores import LARGEST, SMALLEST_DISTANCE, mean_of_largest
 
 FEWEST_IMAGES = 8
 """Different images below which none is left out."""
@@ -104,13 +104,15 @@ def _oddness(features: TrainingFeatures, settings: TrainingSettings) -> tuple[Te
     exemplars = exemplars_of(features, precision, settings.n_exemplars)
     n_largest = max(round(LARGEST * features.n_positions), 1)
     usual_std = USUAL_STD * math.sqrt(1 + _OF_ONE_PATCH / n_largest)
+    smallest = SMALLEST_DISTANCE * float(exemplars.coreset.spread)
     odd, ratios = [], []
     for of_patches in (exemplars.nearest, exemplars.third):
         if of_patches.isinf().any():  # too few groups of images
             continue
         distances = mean_of_largest(of_patches).unflatten(0, (-1, features.n_tiles)).amax(1).cpu().double()
+        distances = distances.clamp_min(max(smallest, torch.finfo(torch.float32).eps))
         odd.append(torch.from_numpy(oddness(distances.numpy(), usual_std)))
-        ratios.append(distances / distances.median().clamp_min(torch.finfo(torch.float32).eps))
+        ratios.append(distances / distances.median())
     return torch.stack(odd).amax(0), torch.stack(ratios).amax(0)
 
 

@@ -183,6 +183,11 @@ class Coreset(nn.Module):
         chosen = farthest_points(pool, min(n_exemplars, len(pool)), 0 if start is None else len(start.exemplars))
         return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])
 
+    @property
+    def spread(self) -> Tensor:
+        """Root mean square distance of the exemplars to the features' mean, of shape ()."""
+        return self.exemplars.square().sum(1).mean().sqrt()
+
     def reduce(self, features: Tensor) -> Tensor:
         """Express features (..., d) in the directions: (..., q)."""
         return (features - self.mean) @ self.directions.T

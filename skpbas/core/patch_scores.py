@@ -22,8 +22,10 @@ from skpbas.core.networks import Discriminator, Projector
 LARGEST = 0.01
 """Share of an image's patches that its score is the mean of, where training images can be scored as if new."""
 
+SMALLEST_DISTANCE = 0.01
+"""Of the features' spread: 20 times the rounding of stored features, by which equal images differ."""
+
 _EPS = torch.finfo(torch.float32).eps
-_SMALLEST_DISTANCE = 0.01  # of the features' spread: 20 times the rounding of stored features, which equal images have
 
 
 class PatchScorer(nn.Module):
@@ -268,8 +270,8 @@ class FusedScorer(ExemplarScorer):
         logits = torch.cat([of_batch for of_batch, _ in of_batches])
         if distances is None:
             distances = torch.cat([of_batch for _, of_batch in of_batches if of_batch is not None])
-        spread = self.coreset.exemplars.square().sum(1).mean().sqrt()
-        self.mean_distance = distances.mean().clamp_min(_SMALLEST_DISTANCE * spread).clamp_min(_EPS)
+        smallest = SMALLEST_DISTANCE * self.coreset.spread
+        self.mean_distance = distances.mean().clamp_min(smallest).clamp_min(_EPS)
         of_patches = mean_3x3(logits)
         self.mean_logit, self.logit_std = of_patches.mean(), of_patches.std().clamp_min(_EPS)
         scores = fill_ignored(self.fuse(logits, distances), ignored, n_tiles)
