@@ -114,7 +114,7 @@ def run(category: str, data: Path, parameters: dict[str, Any], intruders: float)
     good, missed = labels == 1, (labels == -1) & (verdicts != "anomalous")
     masks = masks_at_map_size(masks, test, detector.map_shape_, detector.resize)
     recall, precision = of_regions(masks, maps > detector.map_threshold_)
-    thresholds = np.quantile(maps, 1 - np.geomspace(1e-4, 0.3, _THRESHOLDS))
+    thresholds = [detector.map_threshold_, *np.quantile(maps, 1 - np.geomspace(1e-4, 0.3, _THRESHOLDS))]
     listed = np.isin(detector.training_outliers_, positions)
     base = [np.asarray(load(test[i])) for i in np.flatnonzero(good)[:_FRAMES]]
     return {
