@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from skpbas._decisions.regions import Region
     from skpbas._features.entries import trim_memory
     from skpbas._features.streaming import Result
+    from skpbas._inputs.image_statistics import GoodStatistics
     from skpbas.estimator import PBASDetector
 
 __version__ = "0.1.0"
 __all__ = [
+    "GoodStatistics",
     "PBASDetector",
     "Region",
     "Result",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "GoodStatistics": "skpbas._inputs.image_statistics",
     "PBASDetector": "skpbas.estimator",
     "Region": "skpbas._decisions.regions",
     "Result": "skpbas._features.streaming",

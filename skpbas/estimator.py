@@ -26,6 +26,7 @@ from skpbas._features.scoring import ScoredBatch, iter_scored, sample_scores
 from skpbas._features.store import STORED_DTYPES
 from skpbas._features.streaming import StreamingMixin
 from skpbas._inputs.decoding import item_name
+from skpbas._inputs.image_statistics import GoodStatistics, warn_of_small_range
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import CONSTRAINTS, draw_seed
 from skpbas._inputs.targets import normal_rows
@@ -204,6 +205,9 @@ class PBASDetector(
         Where the detector computes.
     n_samples_fit_ : int
         Images that training used.
+    good_statistics_ : GoodStatistics
+        What they were like: gray or color, bits in use, size, brightness, contrast and colors. Prediction warns of
+        images that differ.
     map_shape_ : (int, int)
         Height and width of the anomaly maps at model size.
 
@@ -254,6 +258,7 @@ class PBASDetector(
     device_: torch.device
     n_samples_fit_: int
     map_shape_: tuple[int, int]
+    good_statistics_: GoodStatistics
     _reading: Reading
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
@@ -394,13 +399,15 @@ class PBASDetector(
             level_maps = self._level_maps(items, extractor, reading)
             store = level_maps.store(rows.tolist(), STORED_DTYPES[self.precision], show_progress=bool(settings.verbose))
         warn_of_few_images(store.fingerprints, stacklevel=4)
-        known = TrainingImages(store.fingerprints)
-        reading = dataclasses.replace(reading, training=known, ignored_share=store.ignored_share)
         memory = None if level_maps.cache is None else level_maps.cache.folder
         options = device, generator, memory, level_maps.n_tiles
         of_scales, found = without_outliers(TrainingFeatures.of_scales(store, extractor, *options), settings)
         outliers = rows[list(found)]
         warn_of_outliers(found, [item_name(items[i], i) for i in outliers], len(rows), stacklevel=4)
+        good = GoodStatistics.of([details for i, details in enumerate(store.details) if i not in found])
+        warn_of_small_range(good, stacklevel=4)
+        known, share = TrainingImages(store.fingerprints), store.ignored_share
+        reading = dataclasses.replace(reading, training=known, good=good, ignored_share=share)
 
         def detector_of(head: TrainedHead) -> PBASDetector:
             """Return the detector of an unfinished training; its model and threshold are computed if they are used."""
@@ -431,7 +438,8 @@ class PBASDetector(
         fitted.n_samples_fit_ = of.features.n_images
         fitted.training_outliers_ = outliers
         fitted.device_ = of.features.device
-        fitted._reading = reading
+        assert reading.good is not None
+        fitted._reading, fitted.good_statistics_ = reading, reading.good
         for name, value in decisions.items():
             setattr(fitted, f"{name}_", value)
         return self._adopt(fitted)

@@ -20,6 +20,7 @@ from skpbas._features.digests import array_digest, digest_of, tensor_digest
 from skpbas._features.entries import EntryFolder, are_finite, folder_of
 from skpbas._features.module_keys import code_key
 from skpbas._features.store import fits_half_precision
+from skpbas._inputs.image_statistics import ImageStatistics
 from skpbas._inputs.images import Geometry, ViewDetails
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.backbones.levels import HookedModule
@@ -128,8 +129,11 @@ class MapCache:
         if found is None or not self._fit(found[0]) or not _is_note(found[1]):
             return None
         stored, note = found
+        statistics = ImageStatistics.from_note(note.get("statistics"))
+        if statistics is None:
+            return None
         geometry = Geometry.of(tuple(note["shape"]), self.view_shape, self.resize)
-        details = ViewDetails(geometry, note["transparent"], note["more_frames"])
+        details = ViewDetails(geometry, note["transparent"], note["more_frames"], statistics)
         return CachedImage(_channels_first(stored), details, note["fingerprint"])
 
     def narrowed(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -151,6 +155,7 @@ class MapCache:
                 "transparent": details.transparent,
                 "more_frames": details.more_frames,
                 "fingerprint": image.fingerprint,
+                "statistics": None if details.statistics is None else details.statistics.as_note(),
             }
             self.folder.write(key, narrow, note)
         return _channels_first(narrow)

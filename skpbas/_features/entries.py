@@ -20,7 +20,7 @@ from skpbas._features.digests import digest_of, tensor_digest
 from skpbas._inputs.parameters import WholeNumber
 from skpbas.errors import StorageError
 
-FORMAT = 1
+FORMAT = 2
 """Incremented if entries of the same key get another content, for example because images are decoded differently."""
 
 _SUFFIX = ".safetensors"

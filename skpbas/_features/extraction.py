@@ -148,6 +148,7 @@ class LevelMaps:
                     check_finite(maps, here, _IN_FIT)
                     store.put(done, self.extractor.pool(maps))
                     done += len(here)
+                store.details += [image.details for image in batch]
                 store.fingerprints += [image.fingerprint for image in batch if image.fingerprint is not None]
                 ignored += [image.ignored_patches for image in batch]
                 share = max([share, *(image.ignored.share for image in batch if image.ignored is not None)])

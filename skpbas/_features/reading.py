@@ -15,6 +15,7 @@ from skpbas._features.extraction import LevelMaps
 from skpbas._features.recognition import TrainingImages
 from skpbas._features.store import STORED_DTYPES
 from skpbas._inputs.ignoring import Ignored
+from skpbas._inputs.image_statistics import GoodStatistics
 from skpbas._inputs.images import ImageSequence
 from skpbas._inputs.parameters import check_layers, check_scales, height_and_width, n_threads, odd
 from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
@@ -41,6 +42,8 @@ class Reading:
         Tiles that a view is cut into.
     ignored_share : float
         Largest share of a training image that was ignored.
+    good : GoodStatistics or None
+        What the training images were like; None in ``fit`` itself.
     """
 
     view_shape: tuple[int, int]
@@ -50,6 +53,7 @@ class Reading:
     training: TrainingImages | None = None
     tiling: Tiling | None = None
     ignored_share: float = 0.0
+    good: GoodStatistics | None = None
 
     @property
     def input_shape(self) -> tuple[int, int]:
@@ -106,6 +110,7 @@ class Reading:
             smallest=extractor.stride,
             name=name,
             aspect=self.aspect,
+            good=self.good,
         )
         cache = MapCache.of(
             detector.memory,

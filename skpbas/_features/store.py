@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skpbas._inputs.images import ViewDetails
 from skpbas.errors import StorageError
 
 STORED_DTYPES = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,6 +59,8 @@ class FeatureStore:
         Patches that do not count, on the CPU. None: all count.
     ignored_share : float
         Largest share of the pixels of an image that do not count.
+    details : list of ViewDetails
+        Likewise.
 
     Raises
     ------
@@ -82,6 +85,7 @@ class FeatureStore:
         self.fingerprints: list[str] = []
         self.ignored: Tensor | None = None
         self.ignored_share = 0.0
+        self.details: list[ViewDetails] = []
 
     def __len__(self) -> int:
         return len(self._levels[0])

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from skpbas._inputs.comparison import Comparison
 from skpbas._inputs.decoding import (
     channels_last,
     check_regular_file,
@@ -29,6 +30,7 @@ from skpbas._inputs.decoding import (
     too_many_channels,
     unmasked,
 )
+from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
 from skpbas.errors import ImageNotFoundError, InvalidImageError
 
 __all__ = ["Geometry", "ImageSequence", "check_images", "check_stream", "image_shape", "of_several"]
@@ -79,6 +81,12 @@ class Geometry:
         """Fraction of the image outside the view, in [0, 1)."""
         return 1.0 - (self.view_shape[0] * self.view_shape[1]) / (self.resized_shape[0] * self.resized_shape[1])
 
+    @property
+    def detail(self) -> float:
+        """Share of the resized image's resolution that the image has: 1, or less where it is enlarged."""
+        (height, width), (resized_height, resized_width) = self.input_shape, self.resized_shape
+        return min(1.0, height / resized_height, width / resized_width)
+
     def view(self, image: Tensor) -> Tensor:
         """Resize and crop a (C, h, w) image to the view, with antialiased bilinear interpolation; the dtype is kept."""
         (top, left), (height, width) = self.offset, self.view_shape
@@ -128,11 +136,14 @@ class ViewDetails:
     geometry : Geometry
     transparent, more_frames : bool
         What decoding left out: see :class:`~skpbas._inputs.decoding.Decoded`.
+    statistics : ImageStatistics or None
+        What the image is like apart from its content.
     """
 
     geometry: Geometry
     transparent: bool = False
     more_frames: bool = False
+    statistics: ImageStatistics | None = None
 
 
 class ImageSequence:
@@ -151,6 +162,8 @@ class ImageSequence:
         Name of the sequence in errors.
     aspect : float or None
         Height / width of the training images: a warning names images that differ from it much.
+    good : GoodStatistics or None
+        What the training images were like: warnings name images that differ.
 
     Raises
     ------
@@ -167,6 +180,7 @@ class ImageSequence:
         smallest: int,
         name: str = "X",
         aspect: float | None = None,
+        good: GoodStatistics | None = None,
     ) -> None:
         self.items = items
         self.image_size = image_size
@@ -174,6 +188,7 @@ class ImageSequence:
         self.smallest = smallest
         self.name = name
         self.aspect = aspect
+        self._comparison = None if good is None else Comparison(good)
         self._distorted: dict[int, str] = {}
         self._cropped: dict[int, float] = {}
         self._transparent: dict[int, str] = {}
@@ -199,16 +214,18 @@ class ImageSequence:
                 "stride at its deepest layer; pass a single image as X[None]"
             )
         geometry = Geometry.of((height, width), self.image_size, self.resize)
-        details = ViewDetails(geometry, decoded.transparent, decoded.more_frames)
-        self.note(index, name, details)
-        channels = torch.from_numpy(_for_torch(decoded.pixels)).movedim(-1, 0)
+        pixels = _for_torch(decoded.pixels)
+        channels = torch.from_numpy(pixels).movedim(-1, 0)
         view = geometry.view(channels)
+        statistics = ImageStatistics.of(decoded.pixels.dtype, pixels, view)
+        details = ViewDetails(geometry, decoded.transparent, decoded.more_frames, statistics)
+        self.note(index, name, details)
         if view.untyped_storage().data_ptr() == channels.untyped_storage().data_ptr():
             view = view.clone()  # a caller may use the memory of an array again
         return view.expand(3, -1, -1), details
 
     def note(self, index: int, name: str, details: ViewDetails) -> None:
-        """Record what the view of an image leaves out."""
+        """Record what the view of an image leaves out, and how the image differs from those of ``fit``."""
         if details.geometry.unseen > _CROP_WARNING_SHARE:
             self._cropped[index] = details.geometry.unseen
         height, width = details.geometry.input_shape
@@ -218,9 +235,11 @@ class ImageSequence:
             self._transparent[index] = name
         if details.more_frames:
             self._more_frames[index] = name
+        if self._comparison is not None:
+            self._comparison.note(index, name, details)
 
     def warn(self, stacklevel: int = 4) -> None:
-        """Warn once of each thing that was left out of the images loaded so far."""
+        """Warn once of each thing that was left out of, or is different in, the images loaded so far."""
         cropped, self._cropped = self._cropped, {}  # a stream may be endless, so nothing is kept
         transparent, self._transparent = self._transparent, {}
         more_frames, self._more_frames = self._more_frames, {}
@@ -248,6 +267,8 @@ class ImageSequence:
                 f"only the first of several pages or frames is used in {len(more_frames)} of {total}, first in "
                 f"{more_frames[min(more_frames)]}; pass each as an image of its own if the others matter"
             )
+        if self._comparison is not None:
+            texts |= self._comparison.texts(total)
         for kind, text in texts.items():
             if kind not in self._warned:
                 self._warned.add(kind)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import skpbas._features.entries as entries
 from skpbas import trim_memory
-from skpbas._features.entries import EntryFolder
+from skpbas._features.entries import FORMAT, EntryFolder
 from skpbas.errors import StorageError
 
 
@@ -41,7 +41,7 @@ def test_an_entry_gives_back_what_was_written(tmp_path, dtype):
     found, note = EntryFolder(tmp_path).read("ab12")
     assert equal(found, tensors)
     assert note == [64, 48]
-    assert files_of(tmp_path) == [tmp_path / "skpbas-1" / "ab" / "ab12.safetensors"]
+    assert files_of(tmp_path) == [tmp_path / f"skpbas-{FORMAT}" / "ab" / "ab12.safetensors"]
 
 
 def test_no_flipped_bit_and_no_cut_gives_other_tensors(tmp_path):

@@ -173,7 +173,7 @@ def test_a_training_set_of_mixed_shapes_is_warned_of(good_images):
     ],
 )
 def test_the_default_size_warns_where_it_keeps_less_than_a_quarter_per_side(shape, message):
-    images = [np.zeros((*shape, 3), np.uint8)] * 2
+    images = [np.full((*shape, 3), 128, np.uint8)] * 2
     with pytest.warns(UserWarning, match=message):
         embedded(image_size=256, max_epochs=1, n_exemplars=16).fit(images)
     for size in (64, (256, 256)):  # chosen by the user
@@ -204,7 +204,7 @@ def test_a_sequence_may_load_all_images_into_one_buffer(good_images):
 
 
 def test_a_set_of_images_beyond_four_to_one_is_warned_of_as_distorted():
-    strips = [np.zeros((20, 200, 3), np.uint8)] * 3
+    strips = [np.full((20, 200, 3), 128, np.uint8)] * 3
     with pytest.warns(UserWarning, match=r"3 of 3 images are distorted.* from 0\.25 : 1 .*at most 4 : 1"):
         assert embedded(n_exemplars=16, max_epochs=1).fit(strips).map_shape_ == (32, 128)
 
