@@ -78,18 +78,19 @@ class ImageStatistics:
         sample = np.ones((len(flat) + 1, len(places)))
         for row, channel in zip(sample[1:], flat, strict=True):
             row[:] = channel[places]
-        # sums and squares from one product: it is the number of calls that costs time
-        (_, *means), *moments = (sample @ sample.T * (scale / len(places))).tolist()
-        products = [
+        # sums and squares in one call: BLAS would take longer, starting anew after each pass of the network
+        products = np.einsum("ip,jp->ij", sample, sample) * (scale / len(places))
+        (_, *means), *moments = products.tolist()
+        covariances = [
             [scale * moments[i][j + 1] - means[i] * means[j] for j in range(len(means))] for i in range(len(means))
         ]
-        stds = [math.sqrt(max(0.0, products[i][i])) for i in range(len(means))]
+        stds = [math.sqrt(max(0.0, covariances[i][i])) for i in range(len(means))]
         if len(means) == 1:
             return cls(kind, False, largest, (means[0],) * 3, (stds[0],) * 3, stds[0])
-        contrast = math.sqrt(max(0.0, sum(map(sum, products)))) / 3
+        contrast = math.sqrt(max(0.0, sum(map(sum, covariances)))) / 3
         difference = 0.0
         for i in (0, 2):  # red and blue against green
-            variance = max(0.0, products[i][i] + products[1][1] - 2 * products[i][1])
+            variance = max(0.0, covariances[i][i] + covariances[1][1] - 2 * covariances[i][1])
             difference += math.sqrt(variance + (means[i] - means[1]) ** 2)
         return cls(kind, difference > _COLOR * largest, largest, tuple(means), tuple(stds), contrast)
 

@@ -97,7 +97,7 @@ def test_a_sample_of_the_pixels_has_the_brightness_of_stripes_of_any_width(heigh
     image = (stripes[..., None] * shape * largest).astype(kind)
     found = statistics_of(image, image_size=(height, width))
     expected = image.astype(np.float64).mean((0, 1)) / largest
-    np.testing.assert_allclose(found.means, np.broadcast_to(expected, 3), atol=0.03)
+    np.testing.assert_allclose(found.means, np.broadcast_to(expected, 3), atol=0.03)  # 5 * 0.25 / sqrt(2048)
     assert found.color == (not gray)  # also where the values are small
     assert found.kind == kind.removesuffix("32")
     np.testing.assert_allclose(found.largest, image.max() / largest, rtol=1e-6)
