@@ -206,8 +206,7 @@ class PBASDetector(
     n_samples_fit_ : int
         Images that training used.
     good_statistics_ : GoodStatistics
-        What they were like: gray or color, bits in use, size, brightness, contrast and colors. Prediction warns of
-        images that differ.
+        What they were like: color, bits in use, size, brightness, contrast. Prediction warns of images that differ.
     map_shape_ : (int, int)
         Height and width of the anomaly maps at model size.
 
@@ -428,15 +427,10 @@ class PBASDetector(
     ) -> Self:
         head, fitted = of.head, self._draft()
         fitted._opened = False
-        fitted.feature_extractor_ = of.extractor
-        fitted.map_shape_ = reading.view_shape
-        fitted.center_ = head.center
-        fitted.projector_ = head.projector
-        fitted.discriminator_ = head.discriminator
-        fitted.loss_curve_ = head.loss_curve
-        fitted.n_iter_ = head.n_epochs
-        fitted.n_samples_fit_ = of.features.n_images
-        fitted.training_outliers_ = outliers
+        fitted.feature_extractor_, fitted.map_shape_ = of.extractor, reading.view_shape
+        fitted.center_, fitted.projector_, fitted.discriminator_ = head.center, head.projector, head.discriminator
+        fitted.loss_curve_, fitted.n_iter_ = head.loss_curve, head.n_epochs
+        fitted.n_samples_fit_, fitted.training_outliers_ = of.features.n_images, outliers
         fitted.device_ = of.features.device
         assert reading.good is not None
         fitted._reading, fitted.good_statistics_ = reading, reading.good
