@@ -31,6 +31,7 @@ _NEIGHBORS = np.ones((3, 3), bool)
 _FOUND = 0.1  # share of a defect's area that must be marked
 _THRESHOLDS = 64  # that "best" tries
 _FRAMES = 8  # good images that frames are made from
+RATES = (0.002, 0.01, 0.02, 0.05, 0.1)
 
 
 def frames(images: list[NDArray[np.uint8]]) -> dict[str, list[NDArray[np.uint8]]]:
@@ -111,6 +112,7 @@ def run(category: str, data: Path, parameters: dict[str, Any], intruders: float)
     scores, maps = zip(*detector.iter_scores_and_maps(test), strict=True)
     scores, maps = np.array(scores), np.stack(maps)
     verdicts = detector._judge().verdicts(scores)
+    flagged_at = {rate: scores < detector._judge(rate).unsure_offset for rate in RATES}
     good, missed = labels == 1, (labels == -1) & (verdicts != "anomalous")
     masks = masks_at_map_size(masks, test, detector.map_shape_, detector.resize)
     recall, precision = of_regions(masks, maps > detector.map_threshold_)
@@ -126,6 +128,8 @@ def run(category: str, data: Path, parameters: dict[str, Any], intruders: float)
         "clean_left_out": float((~listed).sum() / (len(train) - len(among))),
         "good_unsure": float((verdicts[good] == "unsure").mean()),
         "misses_unsure": float((verdicts[missed] == "unsure").mean()) if missed.any() else float("nan"),
+        **{f"false_alarms_at_{rate}": float(flagged[good].mean()) for rate, flagged in flagged_at.items()},
+        **{f"misses_at_{rate}": float((~flagged[~good]).mean()) for rate, flagged in flagged_at.items()},
         "pixel_f1": pixel_f1(masks, maps > detector.map_threshold_),
         "best_pixel_f1": max(pixel_f1(masks, maps > threshold) for threshold in thresholds),
         "region_recall": recall,
