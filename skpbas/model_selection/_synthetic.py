@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skpbas._inputs.decoding import checked_array, decode, item_name
+from skpbas._inputs.decoding import MaskedImage, checked_array, decode, item_name, unmasked
+from skpbas._inputs.ignoring import ignored_pixels
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import draw_seed
 from skpbas.datasets.generated.defects import Spot, contrasting_paint, curved_line
@@ -75,7 +76,8 @@ def synthetic_validation(
     Returns
     -------
     X : list of n + n_anomalous images
-        The original images, then the copies: arrays of the same size and dtype as their source, or paths.
+        The original images, then the copies: arrays of the same size and dtype as their source, or paths. What an
+        image ignores (:func:`skpbas.masks.ignoring`) its copies ignore, and defects lie elsewhere if there is room.
     y : list of ndarray or None
         None for each original image, the mask (H, W), bool, for each copy. Pixels outside the mask are unchanged, and
         most pixels inside differ visibly.
@@ -124,9 +126,14 @@ def synthetic_validation(
             name, kind = item_name(items[source], source), kinds[(copy + copy // len(items)) % len(kinds)]
             clean = _decode(items[source], name)
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(source, copy // len(items))))
-            defective, mask = _with_defect(rng, clean, kind, (smallest, largest), name)
-            X.append(keep(defective, items[source], source, kind))
-            y.append(mask)
+            ignored = ignored_pixels(items[source], name)
+            for _ in range(_ATTEMPTS):
+                defective, mask = _with_defect(rng, clean, kind, (smallest, largest), name)
+                if ignored is None or not (mask & ignored).any():
+                    break
+            kept = keep(defective, unmasked(items[source]), source, kind)
+            X.append(kept if ignored is None else MaskedImage(kept, ignored))
+            y.append(mask if ignored is None else mask & ~ignored)
     if return_groups:
         return X, y, np.concatenate([np.arange(len(items), dtype=np.intp), sources])
     return X, y
@@ -269,6 +276,7 @@ def _to_dtype(values: Pixels, tones: _Tones, dtype: np.dtype[Any]) -> Pixels:
 
 def _decode(item: Any, name: str) -> Pixels:
     """Return the pixels (H, W) or (H, W, C) of an image in its own dtype."""
+    item = unmasked(item)
     decoded = decode(item, name)
     if isinstance(item, (str, PathLike, Image.Image)) or decoded.transparent:  # nothing is drawn where it is not seen
         return decoded.pixels

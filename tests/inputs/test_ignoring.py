@@ -16,6 +16,7 @@ from skpbas.calibration import ConformalThreshold
 from skpbas.core.patch_scores import fill_ignored
 from skpbas.errors import InvalidImageError, InvalidTargetError
 from skpbas.masks import MaskedImage, ignoring
+from skpbas.model_selection import synthetic_validation
 
 CORNER = np.zeros((64, 64), bool)
 CORNER[:16, :24] = True
@@ -206,3 +207,12 @@ def test_a_masked_image_is_an_item_of_its_own(detector, good):
     np.testing.assert_array_equal(
         detector.score_samples([item]), detector.score_samples(ignoring(stamped(good[24:25]), CORNER))
     )
+
+
+def test_synthetic_defects_lie_outside_ignored_regions(good):
+    X, y = synthetic_validation(ignoring(good[:6], CORNER), random_state=0)
+    for image, mask in zip(X[6:], y[6:], strict=True):
+        assert isinstance(image, MaskedImage)
+        np.testing.assert_array_equal(image.ignored, CORNER)
+        assert mask.any()
+        assert not (mask & CORNER).any()
