@@ -12,14 +12,13 @@ from torch import Tensor
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._training.exemplars import exemplars_of
 from skpbas._training.settings import TrainingSettings
-from skpbas._training.threshold import USUAL_STD, oddness
+from skpbas._training.threshold import USUAL_STD, largest_usual, oddness
 from skpbas.core.devices import discriminator_precision
 from skpbas.core.patch_scores import LARGEST, SMALLEST_DISTANCE, mean_of_largest
 
 FEWEST_IMAGES = 8
 """Different images below which none is left out."""
 
-_LARGEST_ODDNESS = 5.0
 _LARGEST_SHARE = 0.2  # more is not an exception
 _MAX_ROUNDS = 4
 _OF_ONE_PATCH = 4.0  # how much more the largest distance of one patch varies than the mean of many; in variances
@@ -59,7 +58,7 @@ def without_outliers(
         odd, ratios = _oddness(features, settings)
         room = int(_LARGEST_SHARE * of_scales[0].n_images) - len(found)
         order = odd.argsort(descending=True)[: max(room, 0)]
-        new = order[odd[order] > _LARGEST_ODDNESS]
+        new = order[odd[order] > largest_usual(len(odd))]
         if not len(new):
             break
         found |= dict(zip(kept[new].tolist(), ratios[new].tolist(), strict=True))

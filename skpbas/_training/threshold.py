@@ -28,7 +28,7 @@ USUAL_STD, _PRIOR_WEIGHT = 0.12, 4  # of logarithms of image scores: 0.06 to 0.2
 _ROBUST_PRIOR_WEIGHT = 20  # a quantile says less of the spread than a variance
 _UPPER_QUANTILE = 0.85  # unchanged by a tenth of odd images
 _SMALLEST_RATIO = 0.5  # 1 to 4 on products, 0 for equal images
-_ODD = 5.0  # deviations above the median, where the images that the threshold is estimated from end
+_ODD = 5.0  # deviations above the median, of many images, beyond which one is odd
 FEWEST_IMAGES, ENOUGH_IMAGES = 5, 20  # different ones
 SMALLEST_SPLIT = 4  # images: two to train on, two held out
 
@@ -116,13 +116,19 @@ def oddness(ratios: NDArray[np.float64], usual_std: float = USUAL_STD) -> NDArra
     return deviations
 
 
+def largest_usual(n_images: int) -> float:
+    """Return the oddness beyond which one of ``n_images`` is odd: as rare by Student's t as 5 deviations."""
+    degrees = n_images + _ROBUST_PRIOR_WEIGHT - 1
+    return float(student.ppf(normal.cdf(_ODD), degrees) * math.sqrt(1 + 1 / n_images))
+
+
 def offset_of_ratios(ratios: NDArray[np.float64], rate: float = FALSE_ALARM_RATE) -> float:
     """Estimate the offset from ratios (n,) of images scored as if they were new; higher is more anomalous.
 
     Their logarithms have about the same spread on most products, which counts as much as a few images. Images that are
     far from all others do not count.
     """
-    ratios = ratios[oddness(ratios) <= _ODD]
+    ratios = ratios[oddness(ratios) <= largest_usual(len(ratios))]
     logarithms = np.log(np.maximum(ratios, _SMALLEST_RATIO))
     n, degrees = len(logarithms), len(logarithms) - 1 + _PRIOR_WEIGHT
     variance = (_PRIOR_WEIGHT * USUAL_STD**2 + (n - 1) * logarithms.var(ddof=1)) / degrees

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from skpbas._training.threshold import oddness, offset_of_ratios
+from skpbas._training.threshold import largest_usual, oddness, offset_of_ratios
 from skpbas.core.coreset import N_GROUPS, Coreset
 from skpbas.datasets import make_inspection_images
 
@@ -152,6 +152,11 @@ def test_a_tenth_of_odd_ratios_changes_neither_the_scale_of_oddness_nor_the_thre
     dirty = np.concatenate([ratios, np.full(n_odd, 1e3)])
     assert (oddness(dirty)[n:] > 5).all()
     assert abs(offset_of_ratios(dirty)) <= abs(offset_of_ratios(np.sort(ratios)[: len(ratios)])) * 1.0 + 1e-9
+
+
+@pytest.mark.parametrize(("n", "expected"), [(8, 6.9), (70, 5.4), (10_000, 5.0)])
+def test_few_images_must_be_odder_to_be_odd(n, expected):
+    assert largest_usual(n) == pytest.approx(expected, abs=0.1)
 
 
 def test_oddness_is_the_distance_from_the_median_in_upper_deviations():
