@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from skpbas._features.streaming import Result
     from skpbas._inputs.image_statistics import GoodStatistics
     from skpbas.estimator import PBASDetector
+    from skpbas.persistence import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "calibration",
     "datasets",
+    "load",
     "masks",
     "metrics",
     "model_selection",
@@ -39,6 +41,7 @@ _LAZY = {
     "PBASDetector": "skpbas.estimator",
     "Region": "skpbas._decisions.regions",
     "Result": "skpbas._features.streaming",
+    "load": "skpbas.persistence",
     "trim_memory": "skpbas._features.entries",
 }
 

@@ -35,7 +35,7 @@ from skpbas._training.completion import Completion
 from skpbas._training.deferred import DeferrableAttribute, Deferred
 from skpbas._training.loop import TrainedHead, train_head
 from skpbas._training.outliers import warn_of_outliers, without_outliers
-from skpbas._training.pickling import PicklingMixin
+from skpbas._training.saving import SavingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.snapshots import SnapshotMixin
 from skpbas._training.threshold import warn_of_few_images
@@ -48,7 +48,7 @@ from skpbas.errors import InvalidImageError
 
 class PBASDetector(
     CallbackSupportMixin,  # type: ignore[misc]
-    PicklingMixin,
+    SavingMixin,
     DecisionMixin,
     StreamingMixin,
     SnapshotMixin,

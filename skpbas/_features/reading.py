@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from skpbas._features.cache import MapCache
 from skpbas._features.extraction import LevelMaps
@@ -21,6 +22,50 @@ from skpbas._inputs.parameters import check_layers, check_scales, height_and_wid
 from skpbas._inputs.shapes import input_shape, median_aspect, peek_shapes, tiled_shape, warn_of_reduction
 from skpbas.core.backbones import FeatureExtractor, build_backbone
 from skpbas.core.tiling import Tiling
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The parameters that a fitted model was made with, and that its modules do not keep.
+
+    Attributes
+    ----------
+    backbone : str
+        Its name, or "module".
+    weights : {"imagenet", "file", "random", "package", "given"}
+        Where they come from: torchvision, a state-dict file, a generator, this package, or the module itself.
+    layers : tuple of str
+    patch_size : int
+    scales : tuple of float
+        Largest first.
+    smoothing_sigma : float
+    """
+
+    backbone: str
+    weights: str
+    layers: tuple[str, ...]
+    patch_size: int
+    scales: tuple[float, ...]
+    smoothing_sigma: float
+
+    @classmethod
+    def of(cls, detector: Any) -> Self:
+        """Return what the parameters of a detector say."""
+        backbone, weights = detector.backbone, detector.weights
+        if isinstance(backbone, nn.Module):
+            backbone, source = "module", "given"
+        elif backbone == "embedded":
+            source = "package"
+        else:
+            source = "random" if weights is None else "imagenet" if str(weights) == "imagenet" else "file"
+        return cls(
+            str(backbone),
+            source,
+            tuple(map(str, check_layers(detector.layers))),
+            odd(detector.patch_size),
+            check_scales(detector.scales, detector.patch_score, detector.synthesis),
+            float(detector.smoothing_sigma),
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +89,8 @@ class Reading:
         Largest share of a training image that was ignored.
     good : GoodStatistics or None
         What the training images were like; None in ``fit`` itself.
+    plan : NetworkPlan or None
+        What the network was made with; None where the images' shapes are not known.
     """
 
     view_shape: tuple[int, int]
@@ -54,6 +101,7 @@ class Reading:
     tiling: Tiling | None = None
     ignored_share: float = 0.0
     good: GoodStatistics | None = None
+    plan: NetworkPlan | None = None
 
     @property
     def input_shape(self) -> tuple[int, int]:
@@ -85,7 +133,8 @@ class Reading:
         aspect = None
         if resize == "aspect" and len(shapes):
             aspect = shape[0] / shape[1] if isinstance(image_size, Integral) else median_aspect(shapes)
-        return cls(shape, resize, detector.precision, aspect, tiling=tiling), items
+        plan = NetworkPlan.of(detector)
+        return cls(shape, resize, detector.precision, aspect, tiling=tiling, plan=plan), items
 
     def new_extractor(self, detector: Any, generator: torch.Generator) -> FeatureExtractor:
         """Return a new feature extractor with the parameters of a detector; random weights are from the generator."""

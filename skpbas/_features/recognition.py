@@ -41,6 +41,11 @@ class TrainingImages:
             self._indices.setdefault(of_image, index)
         self._checksums = {of_image[:_CHECKSUM_LENGTH] for of_image in self._indices}
 
+    def fingerprints(self) -> list[str]:
+        """Return fingerprints that make the same training images; those of equal images may be exchanged."""
+        of_index = {index: of_image for of_image, index in self._indices.items()}
+        return [of_index.get(index, of_index[0]) for index in range(max(of_index) + 1)] if of_index else []
+
     def first_equal(self, fingerprints: Iterable[str]) -> list[int]:
         """Return the index of the first of equal images for each of these, which are training images."""
         return [self._indices[of_image] for of_image in fingerprints]

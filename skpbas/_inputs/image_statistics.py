@@ -220,6 +220,38 @@ class GoodStatistics:
             balance_limits=_floats(np.array([max(0.04, _reach(one, 0.015)) for one in balance.T])),
         )
 
+    @classmethod
+    def from_note(cls, note: Any) -> Self | None:
+        """Return what :meth:`as_note` wrote, or None if it is something else."""
+        if not isinstance(note, dict) or note.keys() != cls.__annotations__.keys():
+            return None
+        groups = {name: tuple(note[name]) for name in _LENGTHS if _is_group(note[name], _LENGTHS[name])}
+        kinds, bits, n_images = note["kinds"], note["bit_depth"], note["n_images"]
+        sound = (
+            len(groups) == len(_LENGTHS)
+            and isinstance(kinds, list)
+            and bool(kinds)
+            and all(isinstance(kind, str) and kind in LARGEST for kind in kinds)
+            and (bits is None or (type(bits) is int and 1 <= bits <= 16))
+            and (type(n_images) is int and n_images > 0)
+            and type(note["largest"]) is float
+            and note["mode"] in ("color", "gray", "mixed")
+        )
+        return cls(**{**note, **groups, "kinds": tuple(kinds)}) if sound else None
+
+    def as_note(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them."""
+        groups = {name: [float(value) for value in getattr(self, name)] for name in _LENGTHS}
+        return {**asdict(self), **groups, "kinds": list(self.kinds)}
+
+
+_LENGTHS = {"heights": 3, "widths": 3, "aspects": 3, "detail": 2, "brightness": 5, "contrast": 5}
+_LENGTHS |= {"brightness_limits": 2, "contrast_limits": 2, "means": 3, "balance": 3, "balance_limits": 3}
+
+
+def _is_group(values: Any, length: int) -> bool:
+    return isinstance(values, list) and len(values) == length and all(type(value) is float for value in values)
+
 
 def bits_in_use(kind: str, largest: float) -> int:
     """Return the number of bits that the largest value needs; 8 for uint8."""

@@ -43,7 +43,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
         Attributes by name.
     """
     content, of_modules = _content(state)
-    seal = {"format": FORMAT, "versions": dict(_versions()), "modules": of_modules}
+    seal = {"format": FORMAT, "versions": dict(versions()), "modules": of_modules}
     return {**state, SEAL: {**seal, "digest": _digest(content, seal)}}
 
 
@@ -62,7 +62,7 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
     FileFormatError
         The format differs, or the content does not match the digest.
     """
-    name, here = type(estimator).__name__, f"this is skpbas {_versions()['skpbas']} (format {FORMAT})"
+    name, here = type(estimator).__name__, f"this is skpbas {versions()['skpbas']} (format {FORMAT})"
     if not isinstance(state, dict):
         raise _damaged(name, f"its state is {type(state).__name__}, not dict")
     seal = state.get(SEAL)
@@ -89,7 +89,7 @@ def opened(state: Any, estimator: object) -> dict[str, Any]:
         raise _damaged(name, f"{type(error).__name__}: {error}") from error
     if not sound:
         wrote = seal["versions"] if isinstance(seal["versions"], dict) else {}
-        others = [f"{what} {wrote.get(what)}" for what, version in _versions().items() if wrote.get(what) != version]
+        others = [f"{what} {wrote.get(what)}" for what, version in versions().items() if wrote.get(what) != version]
         but = f". If it is sound, it needs the versions that wrote it: {', '.join(others)}" if others else ""
         raise _damaged(name, "its content does not match its digest", but)
     return state
@@ -107,7 +107,8 @@ def scores_digest(estimator: Any) -> str:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of this package, of Python, and of what numbers depend on."""
     from skpbas import __version__
 
     return {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from skpbas.core.backbones.batch_norms import fold_batch_norms
 from skpbas.core.backbones.building import allocate, draw_resnet_weights, without_weights
-from skpbas.core.backbones.embedded import load_embedded
+from skpbas.core.backbones.embedded import EmbeddedBackbone, load_embedded
 from skpbas.core.backbones.levels import HookedModule, TruncatedResNet
 from skpbas.core.backbones.weights import imagenet_state_dict, load_weights, read_state_dict
 
@@ -69,3 +70,44 @@ def build_backbone(
     else:
         load_weights(network, read_state_dict(weights), source=str(weights))
     return network
+
+
+def backbone_of_tensors(backbone: str, layers: Sequence[str], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Make a backbone from the tensors of a frozen one, whose batch norms are folded into its convolutions.
+
+    Parameters
+    ----------
+    backbone : str
+        One of :data:`TORCHVISION_BACKBONES`, or "embedded".
+    layers : sequence of str
+        Levels in use, shallow first.
+    tensors : mapping of str to Tensor
+        The state dict of ``FeatureExtractor.backbone``, on the CPU; used as they are, not copied.
+
+    Returns
+    -------
+    nn.Module
+        As from :func:`build_backbone`, frozen.
+
+    Raises
+    ------
+    ValueError
+        The network has other layers or tensors.
+    """
+    if backbone == "embedded":
+        network: nn.Module = without_weights(lambda: EmbeddedBackbone(layers))
+    else:
+        import torchvision
+
+        network = without_weights(
+            lambda: fold_batch_norms(TruncatedResNet(torchvision.models.get_model(backbone, weights=None), layers))
+        )
+    expected = network.state_dict()
+    if expected.keys() != tensors.keys():
+        different = min(expected.keys() ^ tensors.keys())
+        raise ValueError(f"the backbone {backbone!r} and the tensors given for it differ in {different[:60]!r}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(f"the tensor {name!r} of the backbone {backbone!r} has another shape or type")
+    network.load_state_dict(dict(tensors), assign=True)
+    return network.requires_grad_(False).eval()
