@@ -13,7 +13,7 @@ from skpbas._training.container import read
 from skpbas._training.document import check_document, check_parameters, parameters_from
 from skpbas._training.restoring import Tensors, extractor_from, fitted_from
 from skpbas.core.devices import callers_modes_left, resolve_device
-from skpbas.errors import FileFormatError, SkpbasError
+from skpbas.errors import FileFormatError, SkpbasError, WeightsError
 from skpbas.estimator import PBASDetector
 
 __all__ = ["load"]
@@ -58,8 +58,8 @@ def load(
     try:
         with callers_modes_left(grad=True):
             return _opened(path, device, on, backbone)
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    except (FileFormatError, WeightsError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _opened(

@@ -67,7 +67,7 @@ def check_document(document: dict[str, Any]) -> None:
         It is not one of this format; the message names the entry.
     """
     others = {"kind", "versions", "parameters", "good_statistics"}
-    check_section(document, "the description", dict.fromkeys(others | _SECTIONS.keys(), lambda _: True))
+    check_section(document, "description", dict.fromkeys(others | _SECTIONS.keys(), lambda _: True))
     if document["kind"] != "PBASDetector":
         raise FileFormatError(f"it holds {str(document['kind'])[:60]!r}, not a PBASDetector")
     written = document["versions"]
@@ -97,7 +97,7 @@ def check_document(document: dict[str, Any]) -> None:
 def parameters_from(document: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """Return the constructor's parameters; ``names``: all of them. The detector has yet to check their values."""
     parameters = document["parameters"]
-    check_section(parameters, "the parameters", dict.fromkeys(names - {*OF_THE_MACHINE}, lambda _: True))
+    check_section(parameters, "parameters", dict.fromkeys(names - {*OF_THE_MACHINE}, lambda _: True))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
 
 

@@ -110,12 +110,14 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
     if backbone_digest(extractor) != network["sha256"]:
         if network["stored"]:
             raise FileFormatError("the backbone's tensors do not match their digest")
-        source = {"module": "the module given as backbone", "embedded": "the weights of this skpbas"}
+        source = {"module": "the tensors of the module given as backbone", "embedded": "the weights of this skpbas"}
         found = source.get(name, f"torchvision's weights {network['weights_name']}")
         remedy = "give the module that it was fitted with" if name == "module" else "save it with include_backbone=True"
         raise WeightsError(f"{found} are not those that the detector was fitted with: {remedy}")
     if [list(shape) for shape in extractor.level_shapes] != network["level_shapes"]:
-        raise WeightsError("the feature maps of the backbone have other shapes than when the detector was fitted")
+        if name != "module":
+            raise FileFormatError("the shapes of the feature maps do not fit the network")
+        raise WeightsError("the feature maps of the module have other shapes than when the detector was fitted")
     return extractor
 
 
@@ -243,7 +245,7 @@ def _fill_scorer(scorer: PatchScorer, tensors: Tensors) -> None:
         path, _, leaf = key.rpartition(".")
         if path.endswith("coreset") or (name in derived and name not in tensors):
             continue
-        shape = tensors.shape(name, 1) if leaf == "training_scores" else tuple(value.shape)
+        shape = tensors.shape("training_scores", 1) if leaf == "training_scores" else tuple(value.shape)
         if not all(shape):
             raise FileFormatError(f"the tensor {name!r} is empty")
         taken = tensors.take(name, value.dtype, *shape)

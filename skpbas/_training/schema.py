@@ -64,9 +64,9 @@ def check_section(values: Any, name: str, checks: Mapping[str, Check]) -> None:
     if not isinstance(values, dict):
         raise FileFormatError(f"{name} is not a JSON object")
     if missing := checks.keys() - values.keys():
-        raise FileFormatError(f"{name} has no {min(missing)!r}")
+        raise FileFormatError(f"{name}: {min(missing)!r} is missing")
     if additional := values.keys() - checks.keys():
-        raise FileFormatError(f"{name} has an unknown {min(additional)[:40]!r}")
+        raise FileFormatError(f"{name}: {min(additional)[:40]!r} is unknown")
     for key, check in checks.items():
         if not check(values[key]):
             raise FileFormatError(f"{name}: {key!r} has no valid value")
