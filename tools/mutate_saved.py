@@ -5,7 +5,7 @@
 Damage is what disks and transfers do: bits, bytes, cuts, omissions, exchanges. Half of the files are edited on purpose
 instead, with a checksum that fits again: values of the header and of the description are replaced, names are removed,
 added or repeated, shapes and types are changed. A file must be refused by name, or give the scores of the sound one.
-An edited threshold with a checksum that fits makes another detector, which is counted apart.
+An edit that means something, such as of a threshold, makes another detector, which is counted apart.
 
 Everything else is a failure, and the command then ends with status 1: scores that differ, an error of another type, or
 a file that takes longer than ten seconds.

@@ -28,6 +28,9 @@ from skpbas.core.whole_images import WholeImages
 from skpbas.errors import FileFormatError, WeightsError
 
 
+_LARGEST_STRIDE = 32  # pixels per position of the last level of a ResNet
+
+
 class Tensors:
     """Tensors of a file, each of which is taken once, with the shape and the type that it must have."""
 
@@ -91,6 +94,10 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
     name, layers, d = network["backbone"], network["layers"], network["feature_dim"]
     if tensors.shape("projector.linear.weight", 2) != (d, d):
         raise FileFormatError("the projector does not fit the features")
+    (height, width), (_, rows, columns) = network["input_shape"], network["level_shapes"][0]
+    too_large = name != "module" and (height > _LARGEST_STRIDE * rows or width > _LARGEST_STRIDE * columns)
+    if too_large or tensors.shape("center", 2) != (rows * columns, d):  # before any pass of the network
+        raise FileFormatError("the center set does not fit the network's input")
     if network["stored"]:
         try:
             backbone = backbone_of_tensors(name, layers, tensors.with_prefix("backbone."))
