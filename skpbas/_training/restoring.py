@@ -27,7 +27,6 @@ from skpbas.core.tiling import Tiling
 from skpbas.core.whole_images import WholeImages
 from skpbas.errors import FileFormatError, WeightsError
 
-
 _LARGEST_STRIDE = 32  # pixels per position of the last level of a ResNet
 
 
