@@ -43,6 +43,10 @@ class FileFormatError(SkpbasError, ValueError):
     """A stored detector that another version wrote, or that is damaged."""
 
 
+class ExportError(SkpbasError, RuntimeError):
+    """A detector that cannot be written in another format."""
+
+
 class CalibrationError(SkpbasError, ValueError):
     """Held-out images that cannot guarantee the requested false alarm rate."""
 

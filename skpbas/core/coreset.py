@@ -208,6 +208,8 @@ class Coreset(nn.Module):
         Tensor of shape (N,)
         """
         if image_index is None:
+            if torch.compiler.is_exporting():  # which cannot follow a number of parts that depends on the batch
+                return self._distance(points, None)
             return torch.cat([self._distance(part, None) for part in points.split(_AT_ONCE)])
         parts = zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True)
         return torch.cat([self._distance(part, index) for part, index in parts])

@@ -293,7 +293,7 @@ class FusedScorer(ExemplarScorer):
         points = self.reduced(pooled)  # (B, P, q)
         index = None if image_index is None else image_index.repeat_interleave(points.shape[1])
         of_points = self.coreset.distance(points.flatten(0, 1), index)
-        return of_points.unflatten(0, (len(points), *pooled[0].shape[-2:]))
+        return of_points.unflatten(0, (points.shape[0], *pooled[0].shape[-2:]))
 
     def fuse(self, logits: Tensor, distance: Tensor) -> Tensor:
         """Return the scores (B, H_0, W_0) of logits and distances."""

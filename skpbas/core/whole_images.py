@@ -18,7 +18,7 @@ from skpbas.core.coreset import farthest_points
 MAX_KNOWN = 256
 """Training images that are kept for the comparison."""
 
-_HARMLESS, _FULL = 1.25, 1.5  # distances in radii: unseen good images reached 1.3, frames without a part 2 to 40
+HARMLESS, FULL = 1.25, 1.5  # distances in radii: unseen good images reached 1.3, frames without a part 2 to 40
 _MORE_IGNORED = 0.05  # share of the patches
 _SMALLEST_RADIUS = 0.01  # in norms of the standard deviations; 0.03 to 0.3 on products, 0 for equal images
 
@@ -156,5 +156,5 @@ class WholeImages(nn.Module):
 
     def forward(self, descriptions: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return what is added to the image scores (B,); parameters as in :meth:`distance`."""
-        beyond = self.distance(descriptions, image_index) / self.radius - _HARMLESS
-        return self.unit * F.relu(beyond / (_FULL - _HARMLESS))
+        beyond = self.distance(descriptions, image_index) / self.radius - HARMLESS
+        return self.unit * F.relu(beyond / (FULL - HARMLESS))
