@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skpbas import calibration, datasets, masks, metrics, model_selection, presets, scorers
+    from skpbas import calibration, datasets, export, masks, metrics, model_selection, presets, runtime, scorers
     from skpbas import distributed as distributed
     from skpbas._decisions.regions import Region
     from skpbas._features.entries import trim_memory
-    from skpbas._features.streaming import Result
+    from skpbas._features.results import Result
     from skpbas._inputs.image_statistics import GoodStatistics
     from skpbas.estimator import PBASDetector
     from skpbas.persistence import load
@@ -27,11 +27,13 @@ __all__ = [
     "__version__",
     "calibration",
     "datasets",
+    "export",
     "load",
     "masks",
     "metrics",
     "model_selection",
     "presets",
+    "runtime",
     "scorers",
     "trim_memory",
 ]
@@ -40,8 +42,8 @@ _LAZY = {
     "GoodStatistics": "skpbas._inputs.image_statistics",
     "PBASDetector": "skpbas.estimator",
     "Region": "skpbas._decisions.regions",
-    "Result": "skpbas._features.streaming",
     "load": "skpbas.persistence",
+    "Result": "skpbas._features.results",
     "trim_memory": "skpbas._features.entries",
 }
 

@@ -101,7 +101,9 @@ def _onnx() -> Any:
         import onnx.parser
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise ImportError(f"skpbas.export.to_onnx needs onnx and onnxscript ({error}): pip install skpbas[onnx]") from error
+        raise ImportError(
+            f"skpbas.export.to_onnx needs onnx and onnxscript ({error}): pip install skpbas[onnx]"
+        ) from error
     return onnx
 
 

@@ -1,4 +1,4 @@
-"""Regions of anomaly maps: where the defects are, how large, and how anomalous."""
+"""Regions of anomaly maps: where the defects are, how large, and how anomalous; needs numpy only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 __all__ = ["Region"]
-
-_NEIGHBORS = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,18 +62,55 @@ def regions_of(
 
 
 def _above(anomaly_map: NDArray[np.float32], threshold: float) -> list[Region]:
-    labels, n_regions = ndimage.label(anomaly_map > threshold, structure=_NEIGHBORS)
     regions = []
-    for label, (rows, columns) in enumerate(ndimage.find_objects(labels, n_regions), 1):
-        mask = labels[rows, columns] == label
-        of_rows, of_columns = np.nonzero(mask)
+    for rows, columns in connected(anomaly_map > threshold):
+        top, left = int(rows.min()), int(columns.min())
+        mask = np.zeros((int(rows.max()) - top + 1, int(columns.max()) - left + 1), dtype=bool)
+        mask[rows - top, columns - left] = True
         regions.append(
             Region(
-                bbox=(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start),
-                area=len(of_rows),
-                centroid=(float(rows.start + of_rows.mean()), float(columns.start + of_columns.mean())),
-                score=float(anomaly_map[rows, columns][mask].max()),
+                bbox=(top, left, *mask.shape),
+                area=len(rows),
+                centroid=(float(rows.mean()), float(columns.mean())),
+                score=float(anomaly_map[rows, columns].max()),
                 mask=mask,
             )
         )
     return sorted(regions, key=lambda region: region.score, reverse=True)
+
+
+def connected(mask: NDArray[np.bool_]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the rows and columns of each set of connected pixels, in the order of their first pixels.
+
+    Pixels that touch at a corner belong together. A run of pixels in a row takes the smallest label of the runs that it
+    touches, and then the label of that label, until nothing changes.
+
+    Parameters
+    ----------
+    mask : ndarray of shape (H, W)
+    """
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return []
+    width = mask.shape[1] + 2  # so that the runs of two rows never touch at the image's edges
+    places = rows * width + columns
+    starts = np.concatenate([[True], np.diff(places) > 1])
+    of_pixel = np.cumsum(starts) - 1
+    first = places[starts]
+    last = places[np.concatenate([starts[1:], [True]])]
+    # the runs of the row above that end at or behind the left neighbor, up to those that start before the right one
+    lowest = np.searchsorted(last, first - width - 1)
+    counts = np.maximum(np.searchsorted(first, last - width + 1, side="right") - lowest, 0)
+    below = np.repeat(np.arange(len(first)), counts)
+    above = np.repeat(lowest, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    label = np.arange(len(first))
+    while not (label[below] == label[above]).all():
+        smaller = np.minimum(label[below], label[above])
+        larger = np.maximum(label[below], label[above])
+        np.minimum.at(label, larger, smaller)
+        while (label[label] != label).any():
+            label = label[label]
+    labels = label[of_pixel]
+    order = np.argsort(labels, kind="stable")
+    ends = np.flatnonzero(np.diff(labels[order])) + 1
+    return list(zip(np.split(rows[order], ends), np.split(columns[order], ends), strict=True))

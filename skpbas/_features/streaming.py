@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skpbas._features.results import Result, judgments
 from skpbas._features.scoring import (
     ScoredBatch,
     apart_from_caller,
@@ -22,41 +22,7 @@ from skpbas._inputs.images import check_stream
 from skpbas.core.model import PBASModel
 from skpbas.errors import InvalidImageError
 
-__all__ = ["Result", "StreamingMixin"]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Result for one image of a stream.
-
-    Attributes
-    ----------
-    index : int
-        Position in the stream, from 0.
-    name : str
-        Path of an image that was passed as a path; otherwise ``images[index]``.
-    score : float or None
-        ``score_samples`` of the image: higher is more normal. None if the image is unusable.
-    label : int or None
-        +1 normal, -1 anomalous, as by ``predict``. None if the image is unusable.
-    p_value : float or None
-        As by ``p_values``. None if the image is unusable.
-    map : ndarray of shape (H, W), float32, or None
-        Anomaly map at the model's size; None with ``maps=False``, or if the image is unusable.
-    error : str or None
-        Why the image is unusable; otherwise None.
-    verdict : str or None
-        "normal", "unsure" or "anomalous", as by ``verdicts``. None if the image is unusable.
-    """
-
-    index: int
-    name: str
-    score: float | None
-    label: int | None
-    p_value: float | None = None
-    map: NDArray[np.float32] | None = None
-    error: str | None = None
-    verdict: str | None = None
+__all__ = ["Result", "StreamingMixin", "judgments"]
 
 
 class StreamingMixin:
@@ -136,8 +102,7 @@ class StreamingMixin:
 
         Examples
         --------
-        >>> import numpy as np
-        >>> from skpbas import PBASDetector
+        >>>         >>> from skpbas import PBASDetector
         >>> from skpbas.datasets import make_inspection_images
         >>> good = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
         >>> detector = PBASDetector("embedded", image_size=64, max_epochs=2, random_state=0).fit(good)
@@ -174,13 +139,3 @@ def _results(
         (score,) = scored.sample_scores
         anomaly_map = next(scored.anomaly_maps(model)) if maps else None
         yield Result(index, name, score, map=anomaly_map, **judgments(judge, score))
-
-
-def judgments(judge: Any, score: float) -> dict[str, Any]:
-    """Return label, p-value and verdict of one score, as :class:`Result` has them."""
-    one = np.array([score])
-    return {
-        "label": int(judge.labels(one)[0]),
-        "p_value": float(judge.p_values(one)[0]),
-        "verdict": str(judge.verdicts(one)[0]),
-    }

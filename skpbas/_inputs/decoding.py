@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
 
 from skpbas._inputs.formats import IMAGE_FORMATS
+from skpbas._inputs.tensors import is_tensor
 from skpbas.errors import ImageNotFoundError, InvalidImageError, SkpbasError
 
 Pixels = NDArray[Any]
@@ -237,14 +236,15 @@ def _of_dtype(pixels: Pixels) -> str:
     return f"{values}: pass image.astype(np.{fitting.__name__})" if fitting else values
 
 
-def tensor_to_array(tensor: Tensor, name: str) -> Pixels:
+def tensor_to_array(tensor: Any, name: str) -> Pixels:
     """Return a tensor as an array; raise if numpy has no such type."""
-    if tensor.dtype == torch.bfloat16:
+    if str(tensor.dtype) == "torch.bfloat16":
         raise InvalidImageError(f"{name} is a bfloat16 tensor, which numpy does not support: pass {name}.float()")
     try:
-        return tensor.numpy(force=True)
+        array: Pixels = tensor.numpy(force=True)
     except Exception as error:
         raise InvalidImageError(f"{name} is a tensor that cannot be converted to an array ({error})") from error
+    return array
 
 
 def checked_array(item: Any, name: str) -> Pixels:
@@ -261,7 +261,7 @@ def checked_array(item: Any, name: str) -> Pixels:
 
 
 def _as_array(item: Any, name: str) -> Pixels:
-    if isinstance(item, Tensor):
+    if is_tensor(item):
         pixels = tensor_to_array(item, name)
     elif isinstance(item, np.ndarray):
         pixels = item
@@ -296,7 +296,7 @@ def _is_pair(item: Any) -> bool:
         return False
     first = item[0]
     return isinstance(first, (Image.Image, str, PathLike)) or (
-        isinstance(first, (np.ndarray, Tensor)) and first.ndim > 1
+        (isinstance(first, np.ndarray) or is_tensor(first)) and first.ndim > 1
     )
 
 
@@ -322,7 +322,7 @@ def too_many_channels(shape: tuple[int, ...], name: str) -> str:
 
 def channels_last(images: Any, *, batch: bool) -> str:
     """Return the call that moves the channels to the last axis."""
-    method = "permute" if isinstance(images, Tensor) else "transpose"
+    method = "permute" if is_tensor(images) else "transpose"
     return f"{method}(0, 2, 3, 1)" if batch else f"{method}(1, 2, 0)"
 
 
@@ -423,3 +423,28 @@ def _on_white(pixels: Pixels, opaque: float) -> Pixels:
     share = alpha / np.float32(opaque)
     blended = colors * share + np.float32(opaque) * (1 - share)
     return (np.rint(blended) if pixels.dtype.kind == "u" else blended).astype(pixels.dtype)
+
+
+def pixels_in_range(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return pixels as (H, W, C), uint8 or float32 in [0, 1], as torch accepts them, without a copy if possible."""
+    if pixels.dtype == np.uint16:
+        pixels = np.divide(pixels, np.float32(65535), dtype=np.float32)
+    elif pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32, copy=False)
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()
+    return np.ascontiguousarray(np.atleast_3d(pixels))
+
+
+def check_size(shape: tuple[int, int], smallest: int, name: str) -> None:
+    """Check that an image is not smaller than the network's stride.
+
+    Raises
+    ------
+    InvalidImageError
+    """
+    if min(shape) < smallest:
+        raise InvalidImageError(
+            f"{name} is {shape[0]} x {shape[1]} pixels (height x width), smaller than {smallest}, the network "
+            "stride at its deepest layer; pass a single image as X[None]"
+        )
