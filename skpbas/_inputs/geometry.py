@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from skpbas._inputs.resizing import resized_part
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,19 +67,29 @@ class Geometry:
         import torch.nn.functional as F
 
         (top, left), (height, width) = self.offset, self.view_shape
-        if math.prod(self.resized_shape) > _LARGEST_RESIZED * height * width:
-            return torch.from_numpy(self.view_by_pillow(image.numpy()))
+        if self._is_small_part:
+            return torch.from_numpy(self._view_by_pillow(image.numpy()))
         if tuple(image.shape[-2:]) != self.resized_shape:
             image = F.interpolate(
                 image[None], self.resized_shape, mode="bilinear", align_corners=False, antialias=True
             )[0]
         return image[:, top : top + height, left : left + width]
 
-    def view_by_pillow(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Do what :meth:`view` does without torch: bytes may differ by one, other values by rounding.
+    def view_of_array(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Do what :meth:`view` does without torch, for an image (h, w, C): equal bytes, or equal but for rounding."""
+        if self._is_small_part:
+            return self._view_by_pillow(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+        if image.shape[:2] != self.resized_shape:
+            return resized_part(image, self.resized_shape, self.offset, self.view_shape)
+        (top, left), (height, width) = self.offset, self.view_shape
+        return image[top : top + height, left : left + width]
 
-        Only the part of the (C, h, w) image that the view shows is resized, with the filter's margin around it.
-        """
+    @property
+    def _is_small_part(self) -> bool:
+        return math.prod(self.resized_shape) > _LARGEST_RESIZED * math.prod(self.view_shape)
+
+    def _view_by_pillow(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Resize only the part of a (C, h, w) image that the view shows, with the filter's margin around it."""
         region, box = [], []
         for axis in (0, 1):
             scale = self.input_shape[axis] / self.resized_shape[axis]

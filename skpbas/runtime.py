@@ -1,0 +1,428 @@
+"""Prediction with an exported detector: needs numpy, Pillow and ONNX Runtime or OpenVINO, and no torch.
+
+:func:`skpbas.export.to_onnx` writes the file. It works where only these are installed:
+``pip install --no-deps skpbas`` and ``pip install onnxruntime numpy pillow``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skpbas._decisions.judging import Judge
+from skpbas._decisions.regions import Region, regions_of
+from skpbas._features.results import Result, judgments
+from skpbas._inputs.checks import check_images, check_stream
+from skpbas._inputs.decoding import MaskedImage, check_size, decode, item_name, pixels_in_range
+from skpbas._inputs.geometry import Geometry
+from skpbas.errors import FileFormatError, InvalidImageError
+
+__all__ = ["OnnxDetector"]
+
+FORMAT = 1
+"""Of the metadata that are read."""
+
+PROVIDERS = ("onnxruntime", "openvino")
+"""In the order in which "auto" tries them."""
+
+Run = Callable[[NDArray[Any]], Mapping[str, NDArray[np.float32]]]
+"""Images (1, H, W, 3) to the outputs of the graph."""
+
+
+class OnnxDetector:
+    """A detector that was exported by :func:`skpbas.export.to_onnx`, on the CPU.
+
+    Its methods are those of :class:`~skpbas.PBASDetector` and take the same images. Three things differ: training
+    images are not recognized, so they are scored without leaving out their own exemplars; images unlike those of
+    ``fit`` raise no warning; and images of :func:`skpbas.masks.ignoring` are refused. Any number of threads may call a
+    detector at the same time.
+
+    Parameters
+    ----------
+    path : str or Path
+    provider : {"auto", "onnxruntime", "openvino"}, default="auto"
+        What computes; "auto": the first that is installed. Both compute in float32.
+    n_threads : int or None, default=None
+        Threads of one computation; None: the provider's choice, about one per core.
+
+    Attributes
+    ----------
+    offset_, map_threshold_ : float
+        As of the detector.
+    map_shape_ : (int, int)
+        Height and width of the anomaly maps at model size.
+    metadata_ : dict
+        All that the file says besides the graph, such as "versions" and "settings".
+    provider : str
+        What computes.
+
+    Raises
+    ------
+    ImportError
+        The provider is not installed.
+    FileFormatError
+        Not a file of :func:`~skpbas.export.to_onnx`, one of another version, or a damaged one.
+
+    Examples
+    --------
+    >>> from skpbas.runtime import OnnxDetector
+    >>> detector = OnnxDetector("detector.onnx")  # doctest: +SKIP
+    >>> detector.predict(["part_1.png", "part_2.png"])  # doctest: +SKIP
+    array([ 1, -1])
+    """
+
+    def __init__(self, path: str | PathLike[str], *, provider: str = "auto", n_threads: int | None = None) -> None:
+        if provider not in ("auto", *PROVIDERS):
+            raise ValueError(f"provider={provider!r}: choose 'auto', 'onnxruntime' or 'openvino'")
+        if n_threads is not None and (not isinstance(n_threads, (int, np.integer)) or n_threads < 1):
+            raise ValueError(f"n_threads={n_threads!r}: expected None, or a whole number, 1 or more")
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+        self.provider, module = _imported(provider)
+        opened = _OPENED[self.provider](module, file, None if n_threads is None else int(n_threads))
+        self.metadata_ = opened.metadata
+        self._tiles = _Tiles(opened.metadata) if "tiles" in opened.metadata else None
+        self.map_shape_: tuple[int, int] = tuple(self.metadata_["map_shape"])
+        self.offset_ = float(self.metadata_["offset"])
+        self.map_threshold_ = float(self.metadata_["map_threshold"])
+        normal_scores = np.array(self.metadata_["normal_scores"], dtype=np.float64)
+        self._judge = Judge(self.offset_, float(self.metadata_["unsure_offset"]), normal_scores)
+        self._of_bytes = self.metadata_["dtype"] == "uint8"
+        self._run = opened.prepared((1, *(self.map_shape_ if self._tiles is None else self._tiles.shape), 3))
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Score images; higher is more normal.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        items = check_images(X)
+        return np.array([self._scored(item, item_name(item, i))[0] for i, item in enumerate(items)])
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return ``score_samples(X) - offset_``: negative for anomalous images.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """Predict labels: +1 for normal images, -1 for anomalous ones.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+        """
+        return self._judge.labels(self.score_samples(X))
+
+    def p_values(self, X: Any) -> NDArray[np.float64]:
+        """Return the share of the training images that are at least as anomalous.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), float64 in (0, 1]
+        """
+        return self._judge.p_values(self.score_samples(X))
+
+    def verdicts(self, X: Any) -> NDArray[np.str_]:
+        """Return "normal", "unsure" or "anomalous" for each image; "unsure" at the default rate of 0.05.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+
+        Returns
+        -------
+        ndarray of shape (n,), str
+        """
+        return self._judge.verdicts(self.score_samples(X))
+
+    def anomaly_map(self, X: Any, size: str = "model") -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return anomaly maps: how anomalous each pixel is.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+            "model": ``map_shape_``; "input": each map at the size of its image. What a crop did not see is NaN.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W), float32 in [0, 1]
+            A list of (H_i, W_i) arrays if the images' sizes differ.
+        """
+        return _stacked([anomaly_map for _, anomaly_map in self._iter_sized(check_images(X), size)])
+
+    def anomaly_mask(self, X: Any, size: str = "model") -> NDArray[np.bool_] | list[NDArray[np.bool_]]:
+        """Return which pixels are anomalous: those where the anomaly map is above ``map_threshold_``.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"model", "input"}, default="model"
+            As for :meth:`anomaly_map`. What a crop did not see is False.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W), bool
+            A list of (H_i, W_i) arrays if the images' sizes differ.
+        """
+        return _stacked([of_image > self.map_threshold_ for _, of_image in self._iter_sized(check_images(X), size)])
+
+    def find_regions(self, X: Any, size: str = "input", min_area: int = 1) -> list[list[Region]]:
+        """Return the connected regions of each image where its anomaly map is above ``map_threshold_``.
+
+        An image that :meth:`predict` calls anomalous has at least one.
+
+        Parameters
+        ----------
+        X : array or sequence of images
+        size : {"input", "model"}, default="input"
+            Whether boxes, areas and centroids are in pixels of the image itself or of the anomaly map.
+        min_area : int, default=1
+            Smallest area of a region, in these pixels.
+
+        Returns
+        -------
+        list of list of Region
+            For each image, most anomalous first.
+        """
+        if not isinstance(min_area, (int, np.integer)) or isinstance(min_area, bool) or min_area < 1:
+            raise ValueError(f"min_area={min_area!r}: expected a whole number of pixels, 1 or more")
+        return [
+            regions_of(anomaly_map, self.map_threshold_, min_area=int(min_area), at_least_one=score < self.offset_)
+            for score, anomaly_map in self._iter_sized(check_images(X), size)
+        ]
+
+    def iter_results(self, images: Any, *, on_error: str = "raise", maps: bool = True) -> Iterator[Result]:
+        """Yield a result for each image, in order: ``score_stream`` of the detector.
+
+        Parameters
+        ----------
+        images : array, sequence or iterable of images
+            A generator may be endless: each result is yielded before the next image is requested.
+        on_error : {"raise", "skip"}, default="raise"
+            For an image that cannot be read or scored: "raise" raises the error; "skip" yields a result with the
+            message in ``error`` and continues.
+        maps : bool, default=True
+            Whether results include anomaly maps at model size.
+
+        Yields
+        ------
+        Result
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+        return self._results(check_stream(images, "images", each=False), skip=on_error == "skip", maps=maps)
+
+    def _results(self, items: Any, *, skip: bool, maps: bool) -> Iterator[Result]:
+        for index, item in enumerate(items):
+            name = item_name(item, index, "images")
+            shown = str(item) if isinstance(item, (str, PathLike)) else name
+            try:
+                score, anomaly_map, _ = self._scored(item, name)
+            except InvalidImageError as error:
+                if not skip:
+                    raise
+                yield Result(index, shown, None, None, error=str(error))
+                continue
+            yield Result(index, shown, score, map=anomaly_map if maps else None, **judgments(self._judge, score))
+
+    def _iter_sized(self, items: Any, size: str) -> Iterator[tuple[float, NDArray[np.float32]]]:
+        """Return an iterator over the score of each image and its anomaly map, at one size or its own."""
+        if size not in ("model", "input"):
+            raise ValueError(f"size={size!r}: choose 'model' or 'input'")
+        for index, item in enumerate(items):
+            score, anomaly_map, geometry = self._scored(item, item_name(item, index))
+            yield score, geometry.array_to_input(anomaly_map) if size == "input" else anomaly_map
+
+    def _scored(self, item: Any, name: str) -> tuple[float, NDArray[np.float32], Geometry]:
+        """Return ``score_samples`` of an image, its anomaly map and its geometry."""
+        view, geometry = self._view(item, name)
+        if self._tiles is None:
+            outputs = self._run(view)
+            score, anomaly_map = float(outputs["score"][0]), outputs["map"][0]
+        else:
+            score, anomaly_map = self._tiles.scored(view, self._run)
+        if not np.isfinite(score):
+            raise InvalidImageError(f"{name}: its score is {-score}: the image or the backbone is at fault")
+        return -score, anomaly_map, geometry
+
+    def _view(self, item: Any, name: str) -> tuple[NDArray[Any], Geometry]:
+        """Return what the network sees of an image, (1, H, W, 3), of the graph's type."""
+        if isinstance(item, MaskedImage):
+            raise InvalidImageError(f"{name} has ignored regions, which an exported detector does not support")
+        pixels = decode(item, name).pixels
+        shape = pixels.shape[0], pixels.shape[1]
+        check_size(shape, self.metadata_["smallest_side"], name)
+        geometry = Geometry.of(shape, self.map_shape_, self.metadata_["resize"])
+        pixels = geometry.view_of_array(pixels_in_range(pixels))
+        if self._of_bytes and pixels.dtype != np.uint8:
+            pixels = np.rint(pixels * 255).astype(np.uint8)
+        elif not self._of_bytes and pixels.dtype == np.uint8:
+            pixels = pixels / np.float32(255)
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*geometry.view_shape, 3)))[None], geometry
+
+
+class _Tiles:
+    """An image tile by tile: what :class:`~skpbas.core.tiling.Tiling` and ``WholeImages`` do, in numpy."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        tiles, whole = metadata["tiles"], metadata.get("whole_images")
+        self.image_shape: tuple[int, int] = tuple(metadata["map_shape"])
+        self.shape: tuple[int, int] = tuple(tiles["shape"])
+        self.tops, self.lefts = tiles["tops"], tiles["lefts"]
+        self.row_weights, self.column_weights = _unpacked(tiles["row_weights"]), _unpacked(tiles["column_weights"])
+        self.whole = whole
+        if whole is not None:
+            self.center, self.known = _unpacked(whole["center"]), _unpacked(whole["known"])
+
+    def scored(self, view: NDArray[Any], run: Run) -> tuple[float, NDArray[np.float32]]:
+        """Return the image score, higher for more anomalous, and the anomaly map of a view (1, H, W, 3)."""
+        blended = np.zeros(self.image_shape, np.float32)
+        scores, descriptions = [], []
+        height, width = self.shape
+        for (i, top), (j, left) in product(enumerate(self.tops), enumerate(self.lefts)):
+            outputs = run(np.ascontiguousarray(view[:, top : top + height, left : left + width]))
+            weights = self.row_weights[i][:, None] * self.column_weights[j]
+            blended[top : top + height, left : left + width] += outputs["map"][0] * weights
+            scores.append(float(outputs["score"][0]))
+            descriptions.append(outputs["description"][0])
+        return max(scores) + self._unlike(np.mean(descriptions, axis=0)), blended
+
+    def _unlike(self, description: NDArray[np.float32]) -> float:
+        """Return what is added to the score of an image with this description (D,)."""
+        if self.whole is None:
+            return 0.0
+        differences = (description - self.center).astype(np.float64) - self.known
+        distance = float(np.sqrt(np.square(differences).sum(1).min()))
+        added: float = self.whole["slope"] * max(distance - self.whole["free"], 0.0)
+        return added
+
+
+# Providers ------------------------------------------------------------------------------------------------
+
+
+def _imported(provider: str) -> tuple[str, Any]:
+    """Return the name and the module of a provider that is installed."""
+    errors = []
+    for name in PROVIDERS if provider == "auto" else (provider,):
+        try:
+            return name, import_module(name)
+        except ImportError as error:
+            errors.append(f"{name}: {error}")
+    extras = " or ".join(
+        f"skpbas[{'onnx' if name == 'onnxruntime' else name}]" for name in PROVIDERS if provider in ("auto", name)
+    )
+    raise ImportError(f"OnnxDetector needs a runtime ({'; '.join(errors)}): pip install {extras}")
+
+
+class _OnnxRuntime:
+    def __init__(self, module: Any, path: Path, n_threads: int | None) -> None:
+        options = module.SessionOptions()
+        options.log_severity_level = 3
+        if n_threads is not None:
+            options.intra_op_num_threads = n_threads
+        with _reading(path):
+            self.session = module.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.metadata = _checked(self.session.get_modelmeta().custom_metadata_map.get("skpbas"), path)
+
+    def prepared(self, shape: tuple[int, ...]) -> Run:
+        names = [output.name for output in self.session.get_outputs()]
+        return lambda images: dict(zip(names, self.session.run(names, {"images": images}), strict=True))
+
+
+class _OpenVino:
+    def __init__(self, module: Any, path: Path, n_threads: int | None) -> None:
+        self.core = module.Core()
+        self.config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if n_threads is not None:
+            self.config["INFERENCE_NUM_THREADS"] = str(n_threads)
+        with _reading(path):
+            self.model = self.core.read_model(str(path))
+        found = self.model.has_rt_info(["framework", "skpbas"])
+        text = self.model.get_rt_info(["framework", "skpbas"]).astype(str) if found else None
+        self.metadata = _checked(text, path)
+
+    def prepared(self, shape: tuple[int, ...]) -> Run:
+        self.model.reshape({"images": list(shape)})  # a fixed shape is faster
+        compiled = self.core.compile_model(self.model, "CPU", self.config)
+        names = [output.get_any_name() for output in compiled.outputs]
+        requests = threading.local()  # a request computes for one thread at a time
+
+        def run(images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            if not hasattr(requests, "own"):
+                requests.own = compiled.create_infer_request()
+            results = requests.own.infer({"images": images}, share_inputs=True)
+            return {name: np.array(results[name]) for name in names}  # the request uses its memory again
+
+        return run
+
+
+_OPENED: dict[str, type[_OnnxRuntime] | type[_OpenVino]] = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVino}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert any error of a runtime that reads a file to a FileFormatError that names it."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise FileFormatError(f"{path} cannot be read as an ONNX file: {lines[0]}") from error
+
+
+def _checked(text: str | None, path: Path) -> dict[str, Any]:
+    """Return the metadata of a file."""
+    if text is None:
+        raise FileFormatError(f"{path} is not a detector: it was not written by skpbas.export.to_onnx")
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+        number = metadata["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
+    if number != FORMAT:
+        raise FileFormatError(
+            f"{path} has format {number}, and this version of skpbas reads {FORMAT}: export the detector again"
+        )
+    return metadata
+
+
+def _unpacked(packed: Mapping[str, Any]) -> NDArray[np.float32]:
+    values = np.frombuffer(base64.b64decode(packed["float32"]), dtype="<f4").reshape(packed["shape"])
+    return values.astype(np.float32)
+
+
+def _stacked(arrays: list[NDArray[Any]]) -> Any:
+    return arrays if len({array.shape for array in arrays}) > 1 else np.stack(arrays)
