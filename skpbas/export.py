@@ -25,11 +25,9 @@ from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 from skpbas.core.whole_images import FULL, HARMLESS, describe
 from skpbas.errors import ExportError
+from skpbas.runtime import FORMAT
 
 __all__ = ["to_onnx"]
-
-FORMAT = 1
-"""Of the metadata; :data:`skpbas.runtime.FORMAT` is the one that is read."""
 
 _LOWEST_OPSET = 18
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths

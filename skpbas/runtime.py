@@ -31,7 +31,7 @@ from skpbas.errors import FileFormatError, InvalidImageError
 __all__ = ["OnnxDetector"]
 
 FORMAT = 1
-"""Of the metadata that are read."""
+"""Of the metadata that are written and read."""
 
 PROVIDERS = ("onnxruntime", "openvino")
 """In the order in which "auto" tries them."""
@@ -364,9 +364,11 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
+    precision = "f32"  # its own choice would be bfloat16 where the processor has instructions for it
+
     def __init__(self, module: Any, path: Path, n_threads: int | None) -> None:
         self.core = module.Core()
-        self.config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        self.config = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if n_threads is not None:
             self.config["INFERENCE_NUM_THREADS"] = str(n_threads)
         with _reading(path):
