@@ -15,7 +15,19 @@ from pkgutil import walk_packages
 
 import pytest
 
-from skpbas import PBASDetector, core, datasets, errors, masks, metrics, model_selection, presets, scorers
+from skpbas import (
+    PBASDetector,
+    core,
+    datasets,
+    errors,
+    export,
+    masks,
+    metrics,
+    model_selection,
+    presets,
+    runtime,
+    scorers,
+)
 from skpbas._features.streaming import StreamingMixin
 from skpbas.calibration import ConformalThreshold
 from skpbas.datasets import make_inspection_images
@@ -88,7 +100,10 @@ def test_every_method_appears_in_the_guide():
     assert [name for name in methods if not re.search(rf"\b{name}\b", guide)] == []
 
 
-@pytest.mark.parametrize("module", [metrics, scorers, masks, model_selection, datasets, presets, errors])
+MODULES = [metrics, scorers, masks, model_selection, datasets, presets, errors, export, runtime]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_the_reference_lists_every_public_name(module):
     reference = (DOCS / "api.rst").read_text(encoding="utf-8")
     names = getattr(module, "__all__", None) or [

@@ -104,6 +104,9 @@ def test_the_code_of_a_page_runs(page, names):
     blocks = python_blocks(page)
     if "sklearn.callback" in "".join(blocks):
         pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9")
+    if "skpbas.export" in "".join(blocks):
+        for package in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="the extra onnx is not installed")
     with cluster("client" in "".join(blocks)) as client, sklearn.config_context():
         names["client"] = client
         for block in blocks:

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_a_detector_of_8_bit_images_rounds_others_to_8_bits(exported):
     runtime = OnnxDetector(exported["whole"][1])
     for same in (images.astype(np.uint16) * 257, images / 255):
         np.testing.assert_array_equal(runtime.score_samples(same), runtime.score_samples(images))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_threads_that_share_a_detector_get_the_scores_of_their_own_images(provider, exported, images):
+    pytest.importorskip(provider, reason=f"{provider} is not installed")
+    detector = OnnxDetector(exported["whole"][1], provider=provider, n_threads=1)
+    alone = [detector.score_samples([image])[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: detector.score_samples([image])[0], images * 5))
+    np.testing.assert_array_equal(together, alone * 5)
 
 
 def test_results_of_a_stream_come_in_order_one_image_at_a_time(exported, images):
