@@ -279,6 +279,16 @@ def test_a_detector_fitted_on_cuda_opens_without_it(fitted_quick, new, tmp_path,
     np.testing.assert_array_equal(on_cpu.score_samples(new), fitted_quick.score_samples(new))
 
 
+def test_a_pickle_from_a_machine_with_cuda_is_saved_and_opened_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pickled = pickle.loads((GOLDEN / "cuda_detector.pkl").read_bytes())
+    detector, images = pickled["detector"], pickled["images"]
+    detector.set_params(device="cpu").save(tmp_path / "d")
+    opened = skpbas.load(tmp_path / "d", device="cpu", backbone=detector.backbone)
+    np.testing.assert_array_equal(opened.score_samples(images), detector.score_samples(images))
+    assert opened.layers == ("1", "2")
+
+
 def test_arithmetic_follows_the_hardware_that_opens_the_file(fitted_quick, tmp_path, monkeypatch):
     fitted_quick.save(tmp_path / "d")
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
@@ -576,8 +586,10 @@ def set_to(*keys, value):
         (set_to("network", "patch_size", value=2), "'patch_size' has a value that does not fit"),
         (set_to("network", "input_shape", value=[10**9, 32]), "network: 'input_shape' has no valid value"),
         (set_to("network", "input_shape", value=[8192, 8192]), "'input_shape' has a value that does not fit"),
-        (set_to("network", "input_shape", value=[64, 64]), "the feature maps do not fit"),
-        (set_to("network", "layers", value=["layer9", "layer2"]), "no detector can be made of it .*layer9"),
+        (set_to("network", "input_shape", value=[64, 64]), "the center set does not fit the network's input"),
+        (set_to("network", "input_shape", value=[16, 32]), "feature maps do not fit the network"),
+        (set_to("network", "layers", value=["layer9", "layer2"]), "the center set does not fit the network's input"),
+        (set_to("network", "layers", value=["layer1", "layer9"]), "no detector can be made of it .*layer9"),
         (set_to("network", "weights", value="given"), "'weights' has a value that does not fit"),
         (set_to("network", "stored", value=True), "differ in"),
         (set_to("network", "scales", value=[1.0, 0.5]), "'temperatures' has a value that does not fit"),

@@ -13,7 +13,7 @@ from skpbas.errors import FileFormatError
 OF_THE_MACHINE = ("device", "memory", "n_jobs", "verbose")
 """Parameters that are not stored."""
 
-_LARGEST_INPUT = 2**24  # pixels
+_LARGEST_INPUT = 2**23  # pixels
 _SIDE = whole(1, 8192)
 _PIXELS = list_of(_SIDE, 2, 2)
 _VIEW = list_of(whole(1, 2**20), 2, 2)

@@ -27,7 +27,7 @@ from skpbas.core.tiling import Tiling
 from skpbas.core.whole_images import WholeImages
 from skpbas.errors import FileFormatError, WeightsError
 
-_LARGEST_STRIDE = 32  # pixels per position of the last level of a ResNet
+_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # pixels per position, of all networks with names
 
 
 class Tensors:
@@ -94,7 +94,8 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
     if tensors.shape("projector.linear.weight", 2) != (d, d):
         raise FileFormatError("the projector does not fit the features")
     (height, width), (_, rows, columns) = network["input_shape"], network["level_shapes"][0]
-    too_large = name != "module" and (height > _LARGEST_STRIDE * rows or width > _LARGEST_STRIDE * columns)
+    stride = _STRIDES.get(layers[0], 1)
+    too_large = name != "module" and (height > stride * rows or width > stride * columns)
     if too_large or tensors.shape("center", 2) != (rows * columns, d):  # before any pass of the network
         raise FileFormatError("the center set does not fit the network's input")
     if network["stored"]:
