@@ -252,19 +252,24 @@ resize ({dtype}[n, H, W, 3] images) => (float[n, 3, {height}, {width}] views) {{
     resize_view = Concat<axis = 0>(row_view, column_view)
     resize_alike = Equal(resize_sides, resize_view)
     resize_alike_int = Cast<to = 7>(resize_alike)
-    resize_all = ReduceMin<keepdims = 0>(resize_alike_int)
-    resize_done = Cast<to = 9>(resize_all)
+    resize_done = ReduceMin<keepdims = 1>(resize_alike_int)
+    resize_images = Slice(resize_shape, resize_axis0, resize_axis1)
+    resize_kept = Mul(resize_images, resize_done)
+    resize_left = Sub(resize_images, resize_kept)
     resize_planes = Transpose<perm = [0, 3, 1, 2]>(images)
-    resize_values = Cast<to = 1>(resize_planes)
-    views = If(resize_done)<
-        then_branch = same () => (float[n, 3, {height}, {width}] same_views) {{
-            same_views = Identity(resize_values)
-        }},
-        else_branch = resized () => (float[n, 3, {height}, {width}] resized_views) {{
-            {body}
-        }}
-    >
+    resize_kept_bytes = Slice(resize_planes, resize_left, resize_images, resize_axis0)
+    resize_left_bytes = Slice(resize_planes, resize_axis0, resize_left, resize_axis0)
+    resize_kept_shape = Concat<axis = 0>(resize_kept, resize_axis3, resize_view)
+    resize_kept_views = Reshape<allowzero = 1>(resize_kept_bytes, resize_kept_shape)
+    resize_same = Cast<to = 1>(resize_kept_views)
+    resize_values = Cast<to = 1>(resize_left_bytes)
+    {body}
+    views = Concat<axis = 0>(resize_same, resized_views)
 }}
+"""
+"""Images that have the size of the view already are left out of the products, which then have no rows.
+
+An ``If`` would say it more plainly, but OpenVINO 2026.4 returns noise from it in the first pass of a new shape.
 """
 
 

@@ -71,6 +71,18 @@ def test_a_graph_computes_the_scores_and_maps_of_its_detector(case, good_images,
         assert anomaly_maps.dtype == np.float32
 
 
+@pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
+@pytest.mark.parametrize("resize", ["aspect", "crop"])
+def test_openvino_computes_the_same_from_a_graph_of_open_shape(resize, good_images, tmp_path):
+    core = pytest.importorskip("openvino", reason="OpenVINO is not installed").Core()
+    detector = fitted_detector(good_images, resize=resize)
+    to_onnx(detector, tmp_path / "detector.onnx")
+    graph = core.compile_model(str(tmp_path / "detector.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for n, height, width in ((1, 100, 80), (1, 64, 64), (3, 64, 64), (2, 50, 70)):
+        images = odd_images(n, height, width)
+        np.testing.assert_allclose(graph({"images": images})["score"], -detector.score_samples(images), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("shape", "view"),
     [((90, 70), (32, 32)), ((20, 70), (32, 48)), ((33, 51), (32, 48)), ((101, 300), (33, 33)), ((32, 49), (32, 48))],
