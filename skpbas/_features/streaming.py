@@ -102,7 +102,8 @@ class StreamingMixin:
 
         Examples
         --------
-        >>>         >>> from skpbas import PBASDetector
+        >>> import numpy as np
+        >>> from skpbas import PBASDetector
         >>> from skpbas.datasets import make_inspection_images
         >>> good = make_inspection_images(n_normal=8, n_anomalous=0, size=64, random_state=0).images
         >>> detector = PBASDetector("embedded", image_size=64, max_epochs=2, random_state=0).fit(good)
