@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import os
 import platform
-import uuid
 import warnings
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 
 import skpbas
 from skpbas._inputs.parameters import WholeNumber
+from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 from skpbas.core.whole_images import FULL, HARMLESS, describe
@@ -60,7 +58,9 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     ImportError
         onnx or onnxscript is not installed.
     ExportError
-        A backbone that cannot be exported; the message names it and the cause.
+        A backbone that cannot be exported; the message names it and the cause. A detector fitted with ignored regions.
+    StorageError
+        The file cannot be written.
 
     Examples
     --------
@@ -78,6 +78,11 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
         raise ValueError(f"opset={opset!r}: expected None, or a whole number, {_LOWEST_OPSET} or higher")
     onnx = _onnx()
     now = detector._snapshot()
+    if now._reading.ignored_share:
+        raise ExportError(
+            "the detector was fitted on images with ignored regions (skpbas.masks.ignoring), which the graph does not "
+            "know: paint the regions in one color instead, in fit and before the exported detector"
+        )
     with callers_modes_left(grad=False):
         network = _float32_copy(now.model_)
         reading = now._reading
@@ -88,7 +93,7 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     onnx.helper.set_model_props(proto, {"skpbas": json.dumps(_metadata(now, network, dtype))})
     proto.producer_name, proto.producer_version = "skpbas", skpbas.__version__
     onnx.checker.check_model(proto)
-    _write(Path(path), proto.SerializeToString())
+    write_atomically(Path(path), proto.SerializeToString())
 
 
 def _onnx() -> Any:
@@ -377,14 +382,3 @@ def _packed(values: Tensor) -> dict[str, Any]:
     """Return float32 values as JSON can hold them."""
     array = values.detach().numpy().astype("<f4")
     return {"shape": list(array.shape), "float32": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is complete or not there."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)

@@ -85,7 +85,8 @@ class OnnxDetector:
     def __init__(self, path: str | PathLike[str], *, provider: str = "auto", n_threads: int | None = None) -> None:
         if provider not in ("auto", *PROVIDERS):
             raise ValueError(f"provider={provider!r}: choose 'auto', 'onnxruntime' or 'openvino'")
-        if n_threads is not None and (not isinstance(n_threads, (int, np.integer)) or n_threads < 1):
+        whole = isinstance(n_threads, (int, np.integer)) and not isinstance(n_threads, bool)
+        if n_threads is not None and (not whole or n_threads < 1):
             raise ValueError(f"n_threads={n_threads!r}: expected None, or a whole number, 1 or more")
         file = Path(path)
         if not file.is_file():

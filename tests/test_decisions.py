@@ -156,6 +156,14 @@ def test_no_image_is_unsure_at_the_false_alarm_rate_itself(detector):
         assert "unsure" not in detector.verdicts(X, unsure_rate=rate)
 
 
+@pytest.mark.parametrize("patch_score", ["fused", "discriminator"])
+def test_no_image_is_unsure_at_a_rate_below_the_contamination(patch_score):
+    images = textured_images(20)
+    detector = small_detector(contamination=0.2, patch_score=patch_score, n_exemplars=256)
+    detector.set_params(backbone="embedded").fit(images)
+    assert "unsure" not in detector.verdicts(images, unsure_rate=0.05)
+
+
 @pytest.mark.parametrize("rate", [0, -0.1, 0.6, True, "0.1", None, float("nan")])
 def test_an_impossible_unsure_rate_is_refused_with_its_value(detector, rate):
     message = rf"unsure_rate={rate!r}: expected a number in \(0, 0.5\]"

@@ -27,6 +27,7 @@ class DecisionMixin:
     offset_: Any
     training_scores_: Any
     false_alarm_rate: float
+    contamination: Any
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -90,7 +91,8 @@ class DecisionMixin:
         ----------
         X : array or sequence of images
         unsure_rate : float in (0, 0.5], default=0.05
-            If it is not larger than ``false_alarm_rate``, no image is "unsure".
+            If it is not larger than ``false_alarm_rate``, or than a number given as ``contamination``, no image is
+            "unsure".
 
         Returns
         -------
@@ -105,7 +107,9 @@ class DecisionMixin:
         """Return what decides about scores."""
         check_unsure_rate(unsure_rate)
         scores, bias = self.training_scores_, getattr(self.model_.patch_scorer, "bias", None)
-        if bias is not None:
+        if self.contamination != "auto":
+            unsure_offset = float(np.quantile(scores, float(unsure_rate)))  # as offset_ is
+        elif bias is not None:
             unsure_offset = float(bias) * offset_of_ratios(-scores, float(unsure_rate))
         else:
             unsure_offset = offset_at_rate(scores, self.offset_, self.false_alarm_rate, float(unsure_rate))

@@ -22,6 +22,7 @@ from skpbas._inputs.ignoring import Ignored, ignored_pixels
 from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
+from skpbas.core.patch_scores import ignored_at
 from skpbas.core.tiling import Tiling
 from skpbas.errors import InvalidImageError
 
@@ -199,6 +200,7 @@ class LevelMaps:
         if mask is not None:
             image.ignored = Ignored.of(mask, image.details.geometry, name)
             image.ignored_patches = image.ignored.at_patches(self.extractor.grid_shape, self.tiling, name)
+            self._check_scales(image.ignored_patches, name)
         if self.training is not None:
             image.training_index = (
                 self.training.index_of_view(image.view)
@@ -206,6 +208,16 @@ class LevelMaps:
                 else self.training.index_of(image.fingerprint or "")
             )
         return image
+
+    def _check_scales(self, ignored: Tensor, name: str) -> None:
+        """Check that some patches of an image count at every scale."""
+        extractor = self.extractor
+        for _, height, width in extractor.level_shapes[extractor.n_levels :: extractor.n_levels]:
+            if ignored_at(ignored, extractor.grid_shape, (height, width)).all():
+                raise InvalidImageError(
+                    f"the ignored region of {name} leaves nothing of it at a smaller one of scales, where it has "
+                    f"{height} x {width} patches: ignore less, or leave this scale out"
+                )
 
     def _batch(self, batch: list[_Image]) -> LevelBatch:
         index = [image.training_index for image in batch]

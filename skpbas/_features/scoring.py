@@ -74,7 +74,8 @@ def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:
     patch_scores = fill_ignored(patch_scores, ignored, model.n_tiles)
     image_scores = model.image_scores(patch_scores, descriptions, index)
     if ignored is not None and model.whole_images is not None:
-        whole = model.whole_images.applies(ignored.view(len(image_scores), -1).to(image_scores.device))
+        shares = [0.0 if of_image is None else of_image.share for of_image in batch.ignored]
+        whole = model.whole_images.applies(torch.tensor(shares, dtype=torch.float32, device=image_scores.device))
         image_scores = torch.where(whole, image_scores, model.image_scores(patch_scores))
     image_scores = image_scores.cpu().double()
     for name, finite, value in zip(batch.names, image_scores.isfinite(), image_scores, strict=True):

@@ -13,10 +13,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from skpbas._inputs.images import ViewDetails
+from skpbas.core.patch_scores import ignored_at
 from skpbas.errors import StorageError
 
 STORED_DTYPES = {"auto": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,8 +114,7 @@ class FeatureStore:
         part = copy.copy(self)
         part.grids, part._levels = self.grids[which], self._levels[which]
         if self.ignored is not None:
-            of_patches = self.ignored.float().unflatten(1, self.grids[0])[:, None]
-            part.ignored = F.adaptive_max_pool2d(of_patches, part.grids[0])[:, 0].flatten(1) > 0
+            part.ignored = ignored_at(self.ignored, self.grids[0], part.grids[0])
         vars(part).pop("digest", None)
         return part
 

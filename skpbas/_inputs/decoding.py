@@ -72,7 +72,9 @@ class MaskedImage:
 
 def unmasked(item: Any) -> Any:
     """Return the image itself."""
-    return item.image if isinstance(item, MaskedImage) else item
+    while isinstance(item, MaskedImage):
+        item = item.image
+    return item
 
 
 def item_name(item: Any, index: int, of: str = "X") -> str:

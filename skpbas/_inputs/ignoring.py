@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,8 @@ def ignoring(X: Any, ignored: Any) -> Any:
         As the detector takes them.
     ignored : mask, or sequence of masks and None
         True, or what :func:`read_mask` reads as True, where pixels do not count; at the size of the image. One mask is
-        for all images; a sequence has one for each, None for an image that counts as a whole.
+        for all images; a sequence has one for each, None for an image that counts as a whole. Images that have masks
+        already keep them too.
 
     Returns
     -------
@@ -62,16 +63,34 @@ def ignoring(X: Any, ignored: Any) -> Any:
     True
     """
     items = check_stream(X, each=False)
-    masks: Any = itertools.repeat(mask_pixels(ignored, "ignored").defective) if _is_one_mask(ignored) else ignored
-    if not hasattr(items, "__len__"):
+    sized = hasattr(items, "__len__")
+    if _is_one_mask(ignored):
+        masks: Any = itertools.repeat(None if is_missing(ignored) else mask_pixels(ignored, "ignored").defective)
+    elif not sized:
+        return _each_masked(items, ignored)
+    else:
+        masks = list(ignored)
+        if len(masks) != len(items):
+            last = (
+                "; of a mask in color pass ignored[..., 0]" if getattr(ignored, "shape", ())[2:] in ((1,), (3,)) else ""
+            )
+            raise InvalidTargetError(
+                f"ignored has {len(masks)} masks for {len(items)} images: pass one for each image, or one for all{last}"
+            )
+    if not sized:
         return map(MaskedImage, items, masks)
-    if masks is ignored and len(ignored) != len(items):
-        raise InvalidTargetError(
-            f"ignored has {len(ignored)} masks for {len(items)} images: pass one for each image, or one for all"
-        )
     if isinstance(items, (np.ndarray, list, tuple)):
         return list(map(MaskedImage, items, masks))
     return _Masked(items, list(itertools.islice(masks, len(items))))
+
+
+def _each_masked(items: Iterable[Any], masks: Iterable[Any]) -> Iterator[MaskedImage]:
+    """Yield images of an iterator with masks of another, one by one; both must end together."""
+    nothing = object()
+    for item, mask in itertools.zip_longest(items, masks, fillvalue=nothing):
+        if item is nothing or mask is nothing:
+            raise InvalidTargetError("ignored has not as many masks as there are images: pass one for each image")
+        yield MaskedImage(item, mask)
 
 
 class _Masked(Sequence[Any]):
@@ -179,13 +198,18 @@ def ignored_pixels(item: Any, name: str) -> NDArray[np.bool_] | None:
     InvalidImageError
         Its mask cannot be read; the message has the image's name.
     """
-    if not isinstance(item, MaskedImage) or is_missing(item.ignored):
-        return None
-    try:
-        pixels = mask_pixels(item.ignored, f"the ignored region of {name}").defective
-    except InvalidTargetError as error:
-        raise InvalidImageError(str(error)) from error
-    return pixels if pixels.any() else None
+    total: NDArray[np.bool_] | None = None
+    while isinstance(item, MaskedImage):  # masked several times
+        if not is_missing(item.ignored):
+            try:
+                pixels = mask_pixels(item.ignored, f"the ignored region of {name}").defective
+            except InvalidTargetError as error:
+                raise InvalidImageError(str(error)) from error
+            if total is not None and pixels.shape != total.shape:
+                raise InvalidImageError(f"the ignored regions of {name} are masks of different sizes")
+            total = pixels if total is None else total | pixels
+        item = item.image
+    return total if total is not None and total.any() else None
 
 
 def _pulled(x: Tensor, weight: Tensor) -> Tensor:

@@ -95,10 +95,7 @@ class Completion:
         described = torch.cat([describe(parts, of_batch) for (parts, _), of_batch in batches])
         numbers = features.image_numbers[:: features.n_tiles].to(described.device)
         of_images = described.unflatten(0, (-1, features.n_tiles)).mean(1)
-        share = 0.0
-        if features.ignored is not None:
-            share = float(features.ignored.float().view(features.n_images, -1).mean(1).max())
-        return WholeImages.of(of_images, numbers, float(unit), share)
+        return WholeImages.of(of_images, numbers, float(unit), features.store.ignored_share)
 
     @cached_property
     def training_scores(self) -> NDArray[np.float64]:
@@ -186,9 +183,18 @@ def _exemplar_scorer(
     if len(scorers) > 1:
         result = summed = SummedScorer(scorers).to(device)
         summed.precision = precision
-        as_new = summed.standardize([scores.as_new for scores in scores_of_scales], n_tiles=n_tiles)
-        of_held_out = summed.mean([scores.of_held_out for scores in scores_of_scales])
-        patch_scores = TrainingPatchScores(as_new, patch_scores.held_out, of_held_out)
+        held_out = patch_scores.held_out
+        ignored = [features.ignored for features, _ in of_scales]
+        of_those = [None if of_scale is None else of_scale[held_out] for of_scale in ignored]
+        as_new = summed.standardize(
+            [fill_ignored(scores.as_new, i) for scores, i in zip(scores_of_scales, ignored, strict=True)],
+            n_tiles=n_tiles,
+            ignored=ignored[0],
+        )
+        of_held_out = summed.mean(
+            [fill_ignored(scores.of_held_out, i) for scores, i in zip(scores_of_scales, of_those, strict=True)]
+        )
+        patch_scores = TrainingPatchScores(as_new, held_out, fill_ignored(of_held_out, of_those[0], n_tiles))
     bias = patch_scores.bias(lambda scores: result.of_images(scores, n_tiles), n_tiles)
     result.bias = torch.tensor(bias, dtype=torch.float32, device=device)
     return result, patch_scores

@@ -107,7 +107,7 @@ class PBASModel(nn.Module):
             See :mod:`skpbas.core.whole_images`.
         """
         pooled = self.extractor.pool(feature_maps)
-        return self.patch_scorer(pooled, image_index), describe(pooled[: self.extractor.n_levels], ignored)
+        return self.patch_scorer(pooled, image_index, ignored), describe(pooled[: self.extractor.n_levels], ignored)
 
     def image_scores(
         self, patch_scores: Tensor, descriptions: Tensor | None = None, image_index: Tensor | None = None

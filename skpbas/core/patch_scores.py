@@ -53,7 +53,9 @@ class PatchScorer(nn.Module):
     def precision(self, dtype: torch.dtype) -> None:
         self._precision = dtype
 
-    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> Tensor:
         """Return patch scores (B, P).
 
         Parameters
@@ -63,6 +65,8 @@ class PatchScorer(nn.Module):
         image_index : Tensor of shape (B,), int64, or None
             Indices of training images, which are then scored as if they were new: nothing that was kept of an image
             itself counts. None: the images are new.
+        ignored : Tensor of shape (B, P), bool, or None
+            Patches that do not count: their scores mean nothing, and no others depend on them.
         """
         raise NotImplementedError
 
@@ -107,7 +111,9 @@ class DiscriminatorScorer(PatchScorer):
         rows = discriminator.output.weight.detach()
         self.register_buffer("output", rows.flatten() / len(rows))  # (n_heads * hidden_dim,): the mean of the heads
 
-    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> Tensor:
         """Return patch scores (B, P); nothing is kept of single training images, so ``image_index`` is ignored."""
         rounded = self.precision != torch.float32
         with torch.autocast(self.output.device.type, self.precision if rounded else None, enabled=rounded):
@@ -140,7 +146,9 @@ class DistanceScorer(PatchScorer):
         self.register_buffer("center", center)
         self.scale = scale
 
-    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> Tensor:
         """Return patch scores (B, P); nothing is kept of single training images, so ``image_index`` is ignored."""
         u = self.projected(pooled)
         return distance_to_center(u.flatten(0, 1), self.center).view(u.shape[:2])
@@ -278,7 +286,9 @@ class FusedScorer(ExemplarScorer):
         self.training_scores = self.of_images(scores, n_tiles)
         return scores
 
-    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> Tensor:
         """Return patch scores (B, P): see :meth:`PatchScorer.forward`."""
         pooled = [part.contiguous(memory_format=torch.channels_last) for part in pooled]  # once for both
         return self.fuse(self.logits(pooled), self.distances(pooled, image_index)).flatten(1)
@@ -327,24 +337,33 @@ class SummedScorer(ExemplarScorer):
         self.members = nn.ModuleList(members)
         self.n_levels = len(members[0].discriminator.hidden.parts)
 
-    def forward(self, pooled: Sequence[Tensor], image_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Sequence[Tensor], image_index: Tensor | None = None, ignored: Tensor | None = None
+    ) -> Tensor:
         """Return patch scores (B, P): see :meth:`PatchScorer.forward`; ``pooled`` has the parts of all scales."""
         of_scales = []
         for scale, member in enumerate(self.members):
             parts = pooled[scale * self.n_levels : (scale + 1) * self.n_levels]
-            of_scales.append(member(parts, image_index).unflatten(1, parts[0].shape[-2:]))
+            grid_shape = parts[0].shape[-2], parts[0].shape[-1]
+            scores = member(parts, image_index).unflatten(1, grid_shape)
+            if ignored is not None:
+                at_first = pooled[0].shape[-2], pooled[0].shape[-1]
+                scores = fill_ignored(scores, ignored_at(ignored, at_first, grid_shape))
+            of_scales.append(scores)
         return self.mean(of_scales).flatten(1)
 
     @torch.no_grad()
-    def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1) -> Tensor:
+    def standardize(self, of_scales: Sequence[Tensor], *, n_tiles: int = 1, ignored: Tensor | None = None) -> Tensor:
         """Set the training images' scores from their patch scores (n, H_s, W_s) by the members.
+
+        ``ignored``: patches (n, P), bool, that do not count.
 
         Returns
         -------
         Tensor of shape (n, H_0, W_0)
             Patch scores of the training images, scored as if they were new.
         """
-        scores = self.mean(of_scales)
+        scores = fill_ignored(self.mean(of_scales), ignored, n_tiles)
         self.training_scores = self.of_images(scores, n_tiles)
         return scores
 
@@ -396,6 +415,12 @@ def fill_ignored(scores: Tensor, ignored: Tensor | None, n_tiles: int = 1) -> Te
     n_others = (~ignored).sum(1, keepdim=True).clamp_min(1)
     mean = of_images.masked_fill(ignored, 0).sum(1, keepdim=True) / n_others
     return torch.where(ignored, mean, of_images).view(scores.shape)
+
+
+def ignored_at(ignored: Tensor, grid_shape: tuple[int, int], other: tuple[int, int]) -> Tensor:
+    """Return the patches (n, H * W), bool, on another grid that touch ``ignored`` ones (n, H_0 * W_0) on a grid."""
+    of_patches = ignored.float().unflatten(1, grid_shape)[:, None]
+    return F.adaptive_max_pool2d(of_patches, other)[:, 0].flatten(1) > 0
 
 
 def mean_of_largest(scores: Tensor, share: float = LARGEST) -> Tensor:

@@ -19,7 +19,7 @@ MAX_KNOWN = 256
 """Training images that are kept for the comparison."""
 
 HARMLESS, FULL = 1.25, 1.5  # distances in radii: unseen good images reached 1.3, frames without a part 2 to 40
-_MORE_IGNORED = 0.05  # share of the patches
+_MORE_IGNORED = 0.05  # share of the pixels
 _SMALLEST_RADIUS = 0.01  # in norms of the standard deviations; 0.03 to 0.3 on products, 0 for equal images
 
 
@@ -75,7 +75,7 @@ class WholeImages(nn.Module):
     unit : float
         In image scores, >= 0: from a usual score to the threshold.
     ignored : float, default=0.0
-        Largest share of the patches of a training image that was ignored. Images of which more is ignored look
+        Largest share of the pixels of a training image that was ignored. Images of which much more is ignored look
         different for that reason alone.
 
     Examples
@@ -138,9 +138,9 @@ class WholeImages(nn.Module):
         result.radius.fill_(max(few * largest, smallest, torch.finfo(torch.float32).tiny))
         return result
 
-    def applies(self, ignored: Tensor) -> Tensor:
-        """Return of which images (B,), bool, with ignored patches (B, P) hardly more is ignored than in training."""
-        return ignored.float().mean(1) <= self.ignored + _MORE_IGNORED
+    def applies(self, shares: Tensor) -> Tensor:
+        """Return which images (B,), bool, of whose pixels these shares are ignored, can be compared."""
+        return shares <= self.ignored + _MORE_IGNORED
 
     def distance(self, descriptions: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return the distances (B,) of descriptions (B, D) to the nearest training image.

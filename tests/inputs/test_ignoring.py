@@ -14,6 +14,7 @@ from skpbas._inputs.ignoring import Ignored
 from skpbas._inputs.images import Geometry
 from skpbas.calibration import ConformalThreshold
 from skpbas.core.patch_scores import fill_ignored
+from skpbas.datasets import make_inspection_images
 from skpbas.errors import InvalidImageError, InvalidTargetError
 from skpbas.masks import MaskedImage, ignoring
 from skpbas.model_selection import synthetic_validation
@@ -133,6 +134,60 @@ def test_training_images_with_ignored_regions_are_recognized(good):
     X = ignoring(stamped(good[:24]), CORNER)
     detector = detector_with().fit(X)
     np.testing.assert_allclose(detector.score_samples(X), detector.training_scores_, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "params", [{"scales": (1, 0.5)}, {"tile": 48, "image_size": 48}, {"scales": (1, 0.5), "tile": 48}]
+)
+def test_training_and_prediction_leave_out_the_same_patches_at_every_scale_and_tile(good, params):
+    X, size = ignoring(stamped(good[:24]), CORNER), {"image_size": params.get("tile", 64), **params}
+    detector = detector_with(precision="float32", **size).fit(X)
+    np.testing.assert_allclose(detector.score_samples(X), detector.training_scores_, rtol=1e-3)
+    assert (detector.predict(ignoring(stamped(good[24:], seed=1), CORNER)) == 1).mean() >= 0.8
+
+
+def test_a_small_ignored_region_does_not_hide_that_the_part_is_missing():
+    images = make_inspection_images(24, 0, kind="hex_nut", size=64, random_state=0).images
+    detector = detector_with().fit(images)
+    one_pixel = np.zeros((64, 64), bool)
+    one_pixel[0, 0] = True
+    empty = np.full((3, 64, 64, 3), images[:, :4].mean(), np.uint8)
+    assert (detector.predict(empty) == -1).all()
+    assert (detector.predict(ignoring(empty, one_pixel)) == -1).all()
+
+
+def test_regions_of_several_masks_count_for_nothing_together(detector, good):
+    other = np.flip(CORNER)
+    twice, at_once = ignoring(ignoring(good[24:28], CORNER), other), ignoring(good[24:28], CORNER | other)
+    np.testing.assert_array_equal(detector.anomaly_map(twice), detector.anomaly_map(at_once))
+    with pytest.raises(InvalidImageError, match=r"the ignored regions of X\[0\] are masks of different sizes"):
+        detector.predict(ignoring(ignoring(good[24:25], CORNER), CORNER[:32]))
+
+
+def test_another_number_of_masks_than_images_is_refused_in_streams_too(detector, good):
+    for images, masks in ((iter(good[:3]), [CORNER] * 2), (iter(good[:2]), iter([CORNER] * 3))):
+        stream = detector.score_stream(ignoring(images, masks))
+        assert len([next(stream), next(stream)]) == 2
+        with pytest.raises(InvalidTargetError, match="ignored has not as many masks as there are images"):
+            next(stream)
+    with pytest.raises(InvalidTargetError, match=r"ignored has 64 masks for 2 images.*color pass ignored\[..., 0\]"):
+        ignoring(good[:2], np.zeros((64, 64, 3), bool))
+    generated = ignoring(good[24:26], (mask for mask in [CORNER] * 2))
+    np.testing.assert_array_equal(
+        detector.score_samples(generated), detector.score_samples(ignoring(good[24:26], CORNER))
+    )
+    np.testing.assert_array_equal(
+        detector.score_samples(ignoring(good[24:26], None)), detector.score_samples(good[24:26])
+    )
+
+
+def test_a_region_that_leaves_nothing_at_a_smaller_scale_is_refused_by_name(good):
+    middle = np.zeros((64, 64), bool)
+    middle[24:40, 24:40] = True
+    with pytest.raises(
+        InvalidImageError, match=r"ignored region of X\[0\] leaves nothing of it at a smaller one of scales"
+    ):
+        detector_with(scales=(1, 0.5)).fit(ignoring(good[:4], middle))
 
 
 def test_splits_and_meta_estimators_take_masked_images(good):
