@@ -110,6 +110,8 @@ class TrainingFeatures(Dataset[Tensor]):
         for rows in self._shuffled(batch_size, self.n_images):
             counted = None if self.store.ignored is None else _counted(self.store.ignored[rows])
             n_counted = len(rows) * self.n_positions if counted is None else len(counted)
+            if n_counted < 2:  # one patch has no variance, which the discriminator's batch norm needs
+                continue
             if n_patches is None or n_patches >= n_counted:
                 patches = self._patches(rows).flatten(0, 1)
                 yield patches if counted is None else patches[counted.to(patches.device)]
