@@ -176,16 +176,15 @@ def _distances_held_out(
 ) -> Tensor:
     """Return the distances (m, H_0, W_0) of the patches of ``held_out`` (m,) to exemplars of the other images alone.
 
-    The exemplars of the other images stay, and as many are selected among these images as are missing then.
+    These are selected anew: to keep those of the first selection would leave holes where the images' own ones were.
     """
     n_exemplars, key = _limited(features, n_exemplars, pool_size)
     grid_shape = features.store.grids[0]
 
     def measure() -> list[Tensor]:
         others = features.some(~torch.isin(torch.arange(len(features), device="cpu"), held_out))
-        stay = torch.isin(coreset.image_index, others.image_numbers.to(coreset.image_index.device))
-        kept = Coreset(coreset.mean, coreset.directions, coreset.exemplars[stay], coreset.image_index[stay])
-        of_others = Coreset.of(others.sample(pool_size // 4), n_exemplars, start=kept)  # a fifth is missing at most
+        basis = coreset.mean, coreset.directions
+        of_others = Coreset.of(others.sample(pool_size // 4), n_exemplars, basis=basis)  # a quarter says as much
         of_others.precision = coreset.precision
         reduced = reduction(features.aggregator, coreset).to(features.device)
         batches = features.some(held_out).parts_in_order(inference_batch(features.device))

@@ -20,7 +20,7 @@ N_GROUPS = 8
 """Groups of images in :meth:`Coreset.distance_to_groups`."""
 
 
-def farthest_points(points: Tensor, k: int, n_chosen: int = 0) -> Tensor:
+def farthest_points(points: Tensor, k: int) -> Tensor:
     """Choose points so that every point is close to a chosen one: always the one farthest from those chosen so far.
 
     Distances only decrease as points are chosen. So the farthest point is searched among the thousand that were
@@ -31,13 +31,11 @@ def farthest_points(points: Tensor, k: int, n_chosen: int = 0) -> Tensor:
     points : Tensor of shape (n, q)
     k : int
         At most n.
-    n_chosen : int, default=0
-        The first so many points, at most k, are chosen already.
 
     Returns
     -------
     Tensor of shape (k,), int64
-        Indices, in the order of choice; those chosen already come first.
+        Indices, in the order of choice.
 
     Examples
     --------
@@ -48,13 +46,9 @@ def farthest_points(points: Tensor, k: int, n_chosen: int = 0) -> Tensor:
     [5, 0, 3]
     """
     squares = points.square().sum(1)
-    if n_chosen:
-        chosen = [torch.arange(n_chosen, device=points.device)]
-        distance = _squared_distance_to_any(points, squares, n_chosen)
-    else:
-        chosen = [(points - points.mean(0)).square().sum(1).argmax(keepdim=True)]
-        distance = _squared_distances(points, squares, chosen[0])[:, 0]
-    distance.index_fill_(0, chosen[0], -1.0)
+    first = (points - points.mean(0)).square().sum(1).argmax(keepdim=True)
+    chosen = [first]
+    distance = _squared_distances(points, squares, first)[:, 0].index_fill(0, first, -1.0)
     while (missing := k - sum(map(len, chosen))) > 0:
         then, farthest = distance.topk(min(_CANDIDATES, len(points)))
         between = _squared_distances(
@@ -79,15 +73,6 @@ def farthest_points(points: Tensor, k: int, n_chosen: int = 0) -> Tensor:
 def _squared_distances(points: Tensor, squares: Tensor, index: Tensor) -> Tensor:
     """Squared distances (n, m) of all points (n, q) to those at ``index`` (m,)."""
     return torch.addmm(squares[:, None], points, points[index].T, alpha=-2).add_(squares[index]).clamp_(min=0)
-
-
-def _squared_distance_to_any(points: Tensor, squares: Tensor, n_first: int) -> Tensor:
-    """Squared distance (n,) of all points (n, q) to the nearest of the first ``n_first``."""
-    first, half_squares = points[:n_first], squares[:n_first] / 2
-    nearest = [
-        torch.addmm(half_squares, some, first.T, alpha=-1).amin(1) for some in points.split(_AT_ONCE)
-    ]  # (|p - f|^2 - |p|^2) / 2
-    return (squares + 2 * torch.cat(nearest)).clamp_(min=0)
 
 
 def principal_directions(features: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +140,7 @@ class Coreset(nn.Module):
         batches: Iterable[tuple[Tensor, Tensor]],
         n_exemplars: int = 4096,
         n_directions: int = 128,
-        start: Coreset | None = None,
+        basis: tuple[Tensor, Tensor] | None = None,
     ) -> Self:
         """Select exemplars among training features.
 
@@ -166,12 +151,12 @@ class Coreset(nn.Module):
             representative.
         n_exemplars, n_directions : int
             At most.
-        start : Coreset or None, default=None
-            Exemplars that are chosen already, at most ``n_exemplars``; they determine the directions.
+        basis : (Tensor of shape (d,), Tensor of shape (q, d)) or None, default=None
+            Mean and directions, if they are known.
         """
-        mean, directions = (None, None) if start is None else (start.mean, start.directions)
-        points: list[Tensor] = [] if start is None else [start.exemplars]
-        image_index: list[Tensor] = [] if start is None else [start.image_index]
+        mean, directions = (None, None) if basis is None else basis
+        points: list[Tensor] = []
+        image_index: list[Tensor] = []
         for features, of_images in batches:
             if mean is None or directions is None:
                 mean, directions = principal_directions(features, n_directions)
@@ -180,7 +165,7 @@ class Coreset(nn.Module):
         assert mean is not None
         assert directions is not None
         pool = torch.cat(points)
-        chosen = farthest_points(pool, min(n_exemplars, len(pool)), 0 if start is None else len(start.exemplars))
+        chosen = farthest_points(pool, min(n_exemplars, len(pool)))
         return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])
 
     @property
