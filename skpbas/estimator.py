@@ -441,9 +441,9 @@ class PBASDetector(
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
 
-        The score is minus the largest score of an image's patches (Eq. 11); with "fused", minus the mean of the largest
-        hundredth, smoothed. No score has an upper limit, so images rank even where D(phi(t)) rounds to 1:
-        "discriminator" takes the logit log(D / (1 - D)), and the distance in "fused" and "distance" keeps growing.
+        Minus the largest score of an image's patches (Eq. 11), with "fused" minus the mean of the largest hundredth,
+        smoothed; lower if the image is unlike all training images as a whole (see "Decisions" in the user guide). There
+        is no limit where D(phi(t)) rounds to 1: "discriminator" takes its logit, and distances keep growing.
 
         Parameters
         ----------
