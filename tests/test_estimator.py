@@ -170,7 +170,8 @@ def test_a_detector_fitted_on_another_device_is_pickled_from_the_cpu_and_loads_t
     assert ("FeatureExtractor", ("cpu",)) in moved
     assert ("Discriminator", ("cpu",)) in moved
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    opened = pickle.loads(content)
+    with pytest.warns(UserWarning, match="computed on cuda"):
+        opened = pickle.loads(content)
     assert opened.device_ == torch.device("cpu")
     np.testing.assert_array_equal(opened.score_samples(good_images), fitted.score_samples(good_images))
 

@@ -281,7 +281,8 @@ def test_a_detector_fitted_on_cuda_opens_without_it(fitted_quick, new, tmp_path,
 
 def test_a_pickle_from_a_machine_with_cuda_is_saved_and_opened_without_it(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    pickled = pickle.loads((GOLDEN / "cuda_detector.pkl").read_bytes())
+    with pytest.warns(UserWarning, match="computed on cuda"):
+        pickled = pickle.loads((GOLDEN / "cuda_detector.pkl").read_bytes())
     detector, images = pickled["detector"], pickled["images"]
     detector.set_params(device="cpu").save(tmp_path / "d")
     opened = skpbas.load(tmp_path / "d", device="cpu", backbone=detector.backbone)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skpbas._features.entries import check_folder
@@ -14,8 +16,7 @@ from skpbas._training.completion import scorer_precision
 from skpbas._training.deferred import Deferred
 from skpbas._training.sealing import opened, sealed, stores_itself
 from skpbas.core.backbones.levels import HookedModule
-from skpbas.core.devices import is_available
-from skpbas.core.model import PBASModel
+from skpbas.core.devices import callers_modes_left, is_available, resolve_device
 
 _ON_DEVICE = ("feature_extractor_", "center_", "projector_", "discriminator_", "model_")
 _ONLY_DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
@@ -35,10 +36,12 @@ class SealingMixin:
 
 
 class PicklingMixin:
-    """Pickles the tensors of a fitted detector from the CPU, and restores them to its device if available."""
+    """Moves a fitted detector's tensors; pickles them from the CPU, and restores them to its device if available."""
 
+    _snapshot: Callable[[], Any]
+    _draft: Callable[[], Any]
+    _adopt: Callable[[Any], Any]
     device_: torch.device
-    precision: str
     model_: Any
     backbone: Any
     memory: Any
@@ -47,6 +50,44 @@ class PicklingMixin:
 
     def _begin_fit(self) -> None:
         check_folder(self.memory)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the fitted detector to another device.
+
+        Threads that predict meanwhile finish where they began. The parameter ``device`` stays, for the next ``fit``.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            Where to predict from now on; "auto": cuda, mps or cpu, the first available.
+
+        Returns
+        -------
+        PBASDetector
+            The detector itself, with another ``device_``.
+
+        Raises
+        ------
+        NotFittedError
+            The detector is not fitted.
+        ValueError
+            There is no such device.
+        """
+        check_is_fitted(self)
+        device, moved = resolve_device(device), self._draft()
+        if device == self.device_:
+            return self
+        with callers_modes_left(grad=False):
+            parts = copy.deepcopy({name: getattr(moved, name) for name in _ON_DEVICE})  # at once: they share modules
+            moved._place(parts, device, moved._reading.precision)
+        self._adopt(moved)
+        return self
+
+    def _place(self, parts: dict[str, Any], device: torch.device, precision: str) -> None:
+        for name, part in parts.items():
+            setattr(self, name, None if part is None else part.to(device))
+        self.device_, model = device, self.model_
+        model.patch_scorer.precision = scorer_precision(model.patch_scorer, precision, device)
 
     def __copy__(self) -> Self:
         copied = object.__new__(type(self))
@@ -77,12 +118,15 @@ class PicklingMixin:
             return
         if shared:
             _separate(self.backbone, shared)
-        self.device_ = state["device_"] if is_available(state["device_"]) else torch.device("cpu")
-        for name in _ON_DEVICE:
-            if state[name] is not None:
-                setattr(self, name, state[name].to(self.device_))
-        model: PBASModel = self.model_
-        model.patch_scorer.precision = scorer_precision(model.patch_scorer, self.precision, self.device_)
+        device = state["device_"]
+        if not is_available(device):
+            warnings.warn(
+                f"this detector computed on {device}, which this machine does not have: it computes on the CPU now, "
+                "and to(device) moves it",
+                stacklevel=2,
+            )
+            device = torch.device("cpu")
+        self._place({name: state[name] for name in _ON_DEVICE}, device, state["_reading"].precision)
 
 
 def _with_shared_tensors(given: nn.Module, frozen: nn.Module) -> dict[str, Any]:
