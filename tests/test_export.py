@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import small_detector, textured_images
+from exports import CASES, OwnModule, fitted_detector, odd_images
+from helpers import textured_images
 from sklearn.exceptions import NotFittedError
 
 from skpbas import PBASDetector
@@ -19,42 +20,9 @@ from skpbas.masks import ignoring
 pytest.importorskip("onnxscript", reason="the export needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
-CASES = {
-    "resnet18": {"backbone": "resnet18"},
-    "embedded": {},
-    "wide": {"image_size": (48, 80), "resize": "stretch"},
-    "crop": {"resize": "crop", "image_size": 48},
-    "distance": {"patch_score": "distance"},
-    "discriminator": {"patch_score": "discriminator"},
-    "without synthesis": {"synthesis": None},
-    "two scales": {"image_size": 128, "scales": (1.0, 0.5)},
-    "own module": {"backbone": "module", "layers": ["1", "2"]},
-}
-
-
-class OwnModule(torch.nn.Sequential):
-    """A backbone of a user, with a level of stride 8 and one of 16."""
-
-    def __init__(self):
-        super().__init__(torch.nn.Conv2d(3, 6, 8, 8), torch.nn.ReLU(), torch.nn.Conv2d(6, 8, 2, 2))
-
-
-def fitted_detector(images, **params):
-    params = {"backbone": "embedded", "precision": "float32", "max_epochs": 2, **params}
-    if params["backbone"] == "module":
-        params["backbone"] = OwnModule()
-    return small_detector().set_params(**params).fit(images)
-
 
 def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def odd_images(n, height, width, seed=3):
-    """Textured images that were not in fit, with a white corner in the first."""
-    images = textured_images(n, max(height, width), seed)[:, :height, :width].copy()
-    images[0, : height // 4, : width // 3] = 255
-    return images
 
 
 @pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
@@ -186,7 +154,7 @@ def test_a_failed_export_leaves_the_file_that_was_there(good_images, tmp_path):
 def test_only_fitted_detectors_and_known_operators_are_exported(fitted, tmp_path):
     with pytest.raises(NotFittedError):
         to_onnx(PBASDetector(), tmp_path / "detector.onnx")
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(TypeError, match="got str: export its detector_"):
         to_onnx("detector", tmp_path / "detector.onnx")
     for opset in (17, "18", 18.5):
         with pytest.raises(ValueError, match="opset="):

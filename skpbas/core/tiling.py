@@ -89,9 +89,9 @@ class Tiling(nn.Module):
         """
         height, width = self.tile_shape
         grid = maps.unflatten(0, (-1, len(self.tops), len(self.lefts)))
-        blended = maps.new_zeros(len(grid), *self.shape)
+        blended = maps.new_zeros(grid.shape[0], *self.shape)  # len() would fix it in an export
         for i, top in enumerate(self.tops):
-            band = maps.new_zeros(len(grid), height, self.shape[1])
+            band = maps.new_zeros(grid.shape[0], height, self.shape[1])
             for j, left in enumerate(self.lefts):
                 band[..., left : left + width] += grid[:, i, j] * self.column_weights[j]
             blended[:, top : top + height] += band * self.row_weights[i][:, None]
