@@ -52,7 +52,10 @@ class OnnxDetector:
     ----------
     path : str or Path
     provider : {"auto", "onnxruntime", "openvino"}, default="auto"
-        What computes; "auto": the first that is installed. Both compute in float32.
+        What computes; "auto": the first that is installed and has the ``precision``.
+    precision : {"float32", "bfloat16"}, default="float32"
+        "bfloat16": of the backbone and the search among exemplars, which is faster on processors with instructions for
+        it, and needs OpenVINO; distances, scores and maps are still computed in float32.
     n_threads : int or None, default=None
         Threads of one computation; None: the provider's choice, about one per core.
 
@@ -71,6 +74,8 @@ class OnnxDetector:
     ------
     ImportError
         The provider is not installed.
+    ValueError
+        A parameter is none of the above, or the processor has no instructions for bfloat16.
     FileFormatError
         Not a file of :func:`~skpbas.export.to_onnx`, one of another version, or a damaged one.
 
@@ -82,9 +87,22 @@ class OnnxDetector:
     array([ 1, -1])
     """
 
-    def __init__(self, path: str | PathLike[str], *, provider: str = "auto", n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        provider: str = "auto",
+        precision: str = "float32",
+        n_threads: int | None = None,
+    ) -> None:
         if provider not in ("auto", *PROVIDERS):
             raise ValueError(f"provider={provider!r}: choose 'auto', 'onnxruntime' or 'openvino'")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision={precision!r}: choose 'float32' or 'bfloat16'")
+        if precision == "bfloat16":
+            if provider == "onnxruntime":
+                raise ValueError("precision='bfloat16' needs provider='openvino': ONNX Runtime has it for no processor")
+            provider = "openvino"
         whole = isinstance(n_threads, (int, np.integer)) and not isinstance(n_threads, bool)
         if n_threads is not None and (not whole or n_threads < 1):
             raise ValueError(f"n_threads={n_threads!r}: expected None, or a whole number, 1 or more")
@@ -92,7 +110,7 @@ class OnnxDetector:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
         self.provider, module = _imported(provider)
-        opened = _OPENED[self.provider](module, file, None if n_threads is None else int(n_threads))
+        opened = _OPENED[self.provider](module, file, precision, None if n_threads is None else int(n_threads))
         self.metadata_ = opened.metadata
         self._tiles = _Tiles(opened.metadata) if "tiles" in opened.metadata else None
         self.map_shape_: tuple[int, int] = tuple(self.metadata_["map_shape"])
@@ -350,7 +368,7 @@ def _imported(provider: str) -> tuple[str, Any]:
 
 
 class _OnnxRuntime:
-    def __init__(self, module: Any, path: Path, n_threads: int | None) -> None:
+    def __init__(self, module: Any, path: Path, precision: str, n_threads: int | None) -> None:
         options = module.SessionOptions()
         options.log_severity_level = 3
         if n_threads is not None:
@@ -365,11 +383,12 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
-    precision = "f32"  # its own choice would be bfloat16 where the processor has instructions for it
-
-    def __init__(self, module: Any, path: Path, n_threads: int | None) -> None:
-        self.core = module.Core()
-        self.config = {"INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY"}
+    def __init__(self, module: Any, path: Path, precision: str, n_threads: int | None) -> None:
+        self.module, self.core, self.precision = module, module.Core(), precision
+        if precision == "bfloat16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ValueError("precision='bfloat16': this processor has no instructions for it; 'float32' works")
+        # its own choice of precision would be bfloat16 for everything where the processor has it
+        self.config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if n_threads is not None:
             self.config["INFERENCE_NUM_THREADS"] = str(n_threads)
         with _reading(path):
@@ -377,20 +396,56 @@ class _OpenVino:
         found = self.model.has_rt_info(["framework", "skpbas"])
         text = self.model.get_rt_info(["framework", "skpbas"]).astype(str) if found else None
         self.metadata = _checked(text, path)
+        if precision == "bfloat16" and not self._borders():
+            raise FileFormatError(f"{path} does not say what bfloat16 is enough for: export the detector again")
 
     def prepared(self, shape: tuple[int, ...]) -> Run:
         self.model.reshape({"images": list(shape)})  # a fixed shape is faster
-        compiled = self.core.compile_model(self.model, "CPU", self.config)
-        names = [output.get_any_name() for output in compiled.outputs]
-        requests = threading.local()  # a request computes for one thread at a time
+        if self.precision == "float32":
+            whole = _requested(self.core.compile_model(self.model, "CPU", self.config))
+            return lambda images: whole({"images": images})
+        start, rest = self._divided()
+        fast = {**self.config, "INFERENCE_PRECISION_HINT": "bf16"}
+        started = _requested(self.core.compile_model(start, "CPU", fast))
+        finished = _requested(self.core.compile_model(rest, "CPU", self.config))
+        return lambda images: finished(started({"images": images}))
 
-        def run(images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-            if not hasattr(requests, "own"):
-                requests.own = compiled.create_infer_request()
-            results = requests.own.infer({"images": images}, share_inputs=True)
-            return {name: np.array(results[name]) for name in names}  # the request uses its memory again
+    def _borders(self) -> dict[str, Any]:
+        """Return by name the values up to which the graph may be computed in bfloat16."""
+        return {
+            name: output
+            for node in self.model.get_ordered_ops()
+            for output in node.outputs()
+            for name in output.get_names()
+            if name.startswith(("level_", "inner_"))
+        }
 
-        return run
+    def _divided(self) -> tuple[Any, Any]:
+        """Return the model from images to these values, and that of everything behind them."""
+        openvino, borders = self.module, self._borders()
+        start = openvino.Model(list(borders.values()), self.model.get_parameters()).clone()
+        inputs = []
+        for name, border in borders.items():
+            given = openvino.opset13.parameter(border.get_shape(), border.get_element_type(), name=name)
+            given.output(0).set_names({name})
+            for target in border.get_target_inputs():
+                target.replace_source_output(given.output(0))
+            inputs.append(given)
+        return start, openvino.Model(self.model.get_results(), inputs)
+
+
+def _requested(compiled: Any) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]]:
+    """Return a compiled model as a function that any thread may call."""
+    names = [output.get_any_name() for output in compiled.outputs]
+    requests = threading.local()  # a request computes for one thread at a time
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        results = requests.own.infer(inputs, share_inputs=True)
+        return {name: np.array(results[name]) for name in names}  # the request uses its memory again
+
+    return run
 
 
 _OPENED: dict[str, type[_OnnxRuntime] | type[_OpenVino]] = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVino}

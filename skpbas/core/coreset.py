@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _CANDIDATES = 1024  # points whose distances are kept up to date between two passes over all points
 _COLUMNS = 32  # chosen points whose distances to all others are in memory at a time
+_STRIDE = 64  # columns whose smallest values are searched first
 _AT_ONCE = 1024  # points whose distances to all exemplars are in memory at a time
 N_GROUPS = 8
 """Groups of images in :meth:`Coreset.distance_to_groups`."""
@@ -192,12 +193,23 @@ class Coreset(nn.Module):
         -------
         Tensor of shape (N,)
         """
+        return (points - self.exemplars[self(points, image_index)]).square().sum(1).sqrt()
+
+    def forward(self, points: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """Return the index of the nearest exemplar of each point (N,), int64; parameters as in :meth:`distance`.
+
+        In bfloat16 another one may be returned that is as near but for rounding.
+        """
         if image_index is None:
             if torch.compiler.is_exporting():  # which cannot follow a number of parts that depends on the batch
-                return self._distance(points, None)
-            return torch.cat([self._distance(part, None) for part in points.split(_AT_ONCE)])
-        parts = zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True)
-        return torch.cat([self._distance(part, index) for part, index in parts])
+                return _smallest(self._beyond(points))
+            return torch.cat([_smallest(self._beyond(part)) for part in points.split(_AT_ONCE)])
+        found = []
+        for part, of_images in zip(points.split(_AT_ONCE), image_index.split(_AT_ONCE), strict=True):
+            own = self.image_index == of_images[:, None]
+            own &= ~own.all(1, keepdim=True)  # one image may own them all
+            found.append(_smallest(self._beyond(part).masked_fill_(own, torch.inf)))
+        return torch.cat(found)
 
     def distance_to_groups(self, points: Tensor, image_index: Tensor) -> Tensor:
         """Return the distance of each point to the nearest exemplar of another image in each of eight groups of images.
@@ -232,14 +244,6 @@ class Coreset(nn.Module):
         nearest = [block.amin(1) if block.shape[1] else nowhere for block in beyond.split(sizes, dim=1)]
         return self._from_beyond(points, torch.stack(nearest, dim=1))
 
-    def _distance(self, points: Tensor, image_index: Tensor | None) -> Tensor:
-        beyond = self._beyond(points)
-        nearest = beyond.amin(dim=1)
-        if image_index is not None:
-            others = beyond.masked_fill_(self.image_index == image_index[:, None], torch.inf).amin(dim=1)
-            nearest = torch.where(others.isinf(), nearest, others)  # one image may own them all
-        return self._from_beyond(points, nearest[:, None])[:, 0]
-
     def _beyond(self, points: Tensor) -> Tensor:
         """Return half the squared distances (N, K) to the exemplars, in float32 less |p|^2 / 2."""
         if self.precision == torch.bfloat16:
@@ -251,6 +255,16 @@ class Coreset(nn.Module):
         if self.precision == torch.bfloat16:
             return (2 * beyond.float()).clamp_(min=0).sqrt()
         return (points.square().sum(1, keepdim=True) + 2 * beyond).clamp_(min=0).sqrt()
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """Return the indices (N,) of the rows' smallest values (N, K), as ``argmin``, which is several times slower."""
+    if missing := -values.shape[1] % _STRIDE:
+        values = F.pad(values, (0, missing), value=torch.inf)
+    by_remainder = values.unflatten(1, (-1, _STRIDE))
+    remainder = by_remainder.amin(1).float().argmin(1)
+    same = by_remainder.gather(2, remainder[:, None, None].expand(-1, by_remainder.shape[1], 1))[..., 0]
+    return same.float().argmin(1) * _STRIDE + remainder
 
 
 def _with_half_squares(points: Tensor, *, first: bool) -> Tensor:

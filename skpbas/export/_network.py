@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import skpbas
 from skpbas.core.model import PBASModel
-from skpbas.core.whole_images import FULL, HARMLESS, describe
+from skpbas.core.patch_scores import FusedScorer
+from skpbas.core.whole_images import FULL, HARMLESS
 from skpbas.errors import ExportError
 from skpbas.runtime import FORMAT
 
@@ -51,26 +52,36 @@ def refusal(detector: Any, exporter: str, error: Exception) -> ExportError:
 
 
 class Views(nn.Module):
-    """What the graph computes from views (n, 3, h, w), float32, in [0, 255] or [0, 1], or from tiles (n, h, w, 3)."""
+    """What the graph computes from views (n, 3, h, w), float32, in [0, 255] or [0, 1], or from tiles (n, h, w, 3).
+
+    Behind the outputs follow the values at which a runtime may divide the graph: what is computed up to them may be
+    rounded to few bits. These are the backbone's feature maps and, for the fused score, what it takes from them.
+    """
 
     def __init__(self, model: PBASModel, *, of_bytes: bool) -> None:
         super().__init__()
         self.model, self.of_bytes, self.of_tiles = model, of_bytes, model.tiling is not None
+        self.outputs = ["score", "map", *(["description"] if self.of_tiles else [])]
+        self.borders = [f"level_{i}" for i in range(len(model.extractor.level_shapes))]
+        self._inner: list[Tensor] = []
+        for name, module in model.patch_scorer.named_modules():
+            if isinstance(module, FusedScorer):
+                for part in (module.discriminator, module.reduced, module.coreset):
+                    part.register_forward_hook(lambda _module, _inputs, output: self._inner.append(output))
+                self.borders += [f"inner_{kind}_{name or 0}" for kind in ("logits", "points", "nearest")]
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         model = self.model
         if self.of_tiles:
             views = views.permute(0, 3, 1, 2).float()
-        images = model.extractor.normalize(views / 255 if self.of_bytes else views)
+        levels = model.extractor.levels(model.extractor.normalize(views / 255 if self.of_bytes else views))
+        self._inner.clear()
+        scores, descriptions = model.evidence(levels)
+        borders = (*levels, *self._inner)
         if not self.of_tiles:
-            return model(images)
-        pooled = model.extractor.pool(model.extractor.levels(images))
-        scores = model.patch_scorer(pooled)
-        return (
-            model.patch_scorer.image_scores(scores, model.extractor.grid_shape),
-            model.patch_scorer.maps(scores, model.renderer),
-            describe(pooled[: model.extractor.n_levels]),
-        )
+            return model.image_scores(scores, descriptions), model.anomaly_maps(scores), *borders
+        of_tiles = model.patch_scorer.image_scores(scores, model.extractor.grid_shape)
+        return of_tiles, model.patch_scorer.maps(scores, model.renderer), descriptions, *borders
 
 
 def float32_copy(model: PBASModel) -> PBASModel:

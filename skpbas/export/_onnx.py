@@ -95,10 +95,8 @@ def _exported(views: Views, detector: Any, opset: int | None) -> Any:
     """Return the graph of views as a ModelProto, or raise an error that names the backbone."""
     height, width = views.model.extractor.image_size
     example = torch.zeros(2, 3, height, width, dtype=torch.float32, device="cpu")
-    outputs = ["score", "map"]
     if views.of_tiles:
         example = example.permute(0, 2, 3, 1).to(torch.uint8 if views.of_bytes else torch.float32)
-        outputs.append("description")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
@@ -109,7 +107,7 @@ def _exported(views: Views, detector: Any, opset: int | None) -> Any:
                 verbose=False,
                 opset_version=opset,
                 input_names=["images" if views.of_tiles else "views"],
-                output_names=outputs,
+                output_names=views.outputs + views.borders,
                 dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             )
         assert program is not None
@@ -118,6 +116,7 @@ def _exported(views: Views, detector: Any, opset: int | None) -> Any:
             raise ValueError("its operations fix the number of images")
     except Exception as error:
         raise refusal(detector, "torch.onnx", error) from error
+    del proto.graph.output[len(views.outputs) :]  # their names stay
     for place in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, *proto.graph.input):
         place.ClearField("metadata_props")  # lines of source, with the paths of this machine
         place.ClearField("doc_string")
