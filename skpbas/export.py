@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 import skpbas
+from skpbas._decisions.deciding import UNSURE_RATE, check_unsure_rate
 from skpbas._inputs.parameters import WholeNumber
 from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
@@ -31,7 +32,9 @@ _LOWEST_OPSET = 18
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths
 
 
-def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = None) -> None:
+def to_onnx(
+    detector: Any, path: str | PathLike[str], *, opset: int | None = None, unsure_rate: float = UNSURE_RATE
+) -> None:
     """Write a fitted detector as one ONNX graph, from images to scores and anomaly maps, in float32.
 
     The graph takes ``images`` (n, H, W, 3), RGB, of any n, H and W: uint8 if all images of ``fit`` were, otherwise
@@ -42,7 +45,8 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     With ``tile``, the graph is that of tiles, ``images`` (n, h, w, 3): ``score`` and ``map`` are those of tiles, and
     ``description`` (n, D) is what :class:`~skpbas.runtime.OnnxDetector` needs besides to score the whole image.
 
-    Thresholds, the scores of the training images, shapes and versions are in the metadata, under "skpbas" as JSON.
+    Thresholds, scores and statistics of the training images, shapes and versions are in the metadata, under "skpbas" as
+    JSON.
 
     Parameters
     ----------
@@ -52,6 +56,8 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
         File to write. It is replaced once the new one is complete.
     opset : int or None, default=None
         Version of the ONNX operators, 18 or higher; None: the exporter's choice.
+    unsure_rate : float in (0, 0.5], default=0.05
+        Of the file's verdicts: see :meth:`PBASDetector.verdicts <skpbas.PBASDetector.verdicts>`.
 
     Raises
     ------
@@ -74,6 +80,7 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     if not hasattr(type(detector), "_level_maps"):
         raise TypeError(f"to_onnx exports a PBASDetector, got {type(detector).__name__}: pass its detector_")
     check_is_fitted(detector)
+    check_unsure_rate(unsure_rate)
     if opset is not None and (not WholeNumber(_LOWEST_OPSET).is_satisfied_by(opset)):
         raise ValueError(f"opset={opset!r}: expected None, or a whole number, {_LOWEST_OPSET} or higher")
     onnx = _onnx()
@@ -90,7 +97,7 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
         proto = _exported(_Views(network, of_bytes=dtype == "uint8"), now, opset)
     if network.tiling is None:
         _put_resize_before(proto, reading.view_shape, crop=reading.resize == "crop", of_bytes=dtype == "uint8")
-    onnx.helper.set_model_props(proto, {"skpbas": json.dumps(_metadata(now, network, dtype))})
+    onnx.helper.set_model_props(proto, {"skpbas": json.dumps(_metadata(now, network, dtype, float(unsure_rate)))})
     proto.producer_name, proto.producer_version = "skpbas", skpbas.__version__
     onnx.checker.check_model(proto)
     write_atomically(Path(path), proto.SerializeToString())
@@ -339,8 +346,8 @@ def _put_resize_before(proto: Any, view_shape: tuple[int, int], *, crop: bool, o
 # Metadata -------------------------------------------------------------------------------------------------
 
 
-def _metadata(detector: Any, network: PBASModel, dtype: str) -> dict[str, Any]:
-    judge, reading, tiling = detector._judge(), detector._reading, network.tiling
+def _metadata(detector: Any, network: PBASModel, dtype: str, unsure_rate: float) -> dict[str, Any]:
+    judge, reading, tiling = detector._judge(unsure_rate), detector._reading, network.tiling
     settings = {
         name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         for name, value in detector.get_params(deep=False).items()
@@ -355,8 +362,11 @@ def _metadata(detector: Any, network: PBASModel, dtype: str) -> dict[str, Any]:
         "smallest_side": network.extractor.stride,
         "offset": float(judge.offset),
         "unsure_offset": float(judge.unsure_offset),
+        "unsure_rate": unsure_rate,
         "map_threshold": float(detector.map_threshold_),
         "normal_scores": judge.normal_scores.tolist(),
+        "aspect": reading.aspect,
+        "good_statistics": reading.good.as_note(),
         "versions": {"skpbas": skpbas.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "settings": {"backbone": backbone, **settings},
     }

@@ -28,6 +28,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -312,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SkpbasError, ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    warnings.simplefilter("always")  # each image unlike those of fit is logged
     stop = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last on Windows
         if hasattr(signal, name):
