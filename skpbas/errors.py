@@ -52,7 +52,7 @@ class CalibrationError(SkpbasError, ValueError):
 
 
 class ClusterError(SkpbasError, RuntimeError):
-    """A lost cluster, or workers that die repeatedly."""
+    """A lost cluster, workers that die repeatedly, or one that cannot open the detector."""
 
 
 class ResultsError(SkpbasError, ValueError):

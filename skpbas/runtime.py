@@ -26,6 +26,8 @@ from skpbas._features.results import Result, judgments
 from skpbas._inputs.checks import check_images, check_stream
 from skpbas._inputs.decoding import MaskedImage, check_size, decode, item_name, pixels_in_range
 from skpbas._inputs.geometry import Geometry
+from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
+from skpbas._inputs.notices import Notices, ViewDetails
 from skpbas.errors import FileFormatError, InvalidImageError
 
 __all__ = ["OnnxDetector"]
@@ -43,10 +45,11 @@ Run = Callable[[NDArray[Any]], Mapping[str, NDArray[np.float32]]]
 class OnnxDetector:
     """A detector that was exported by :func:`skpbas.export.to_onnx`, on the CPU.
 
-    Its methods are those of :class:`~skpbas.PBASDetector` and take the same images. Three things differ: training
-    images are not recognized, so they are scored without leaving out their own exemplars; images unlike those of
-    ``fit`` raise no warning; and images of :func:`skpbas.masks.ignoring` are refused. Any number of threads may call a
-    detector at the same time.
+    Its methods are those of :class:`~skpbas.PBASDetector`, take the same images, and warn of the same: cropped,
+    distorted and transparent images, and those unlike the images of ``fit``. Three things differ: training images are
+    not recognized, so they are scored without leaving out their own exemplars; the ``unsure_rate`` is the one given to
+    :func:`~skpbas.export.to_onnx`; and images of :func:`skpbas.masks.ignoring` are refused. Any number of threads may
+    call a detector at the same time.
 
     Parameters
     ----------
@@ -65,6 +68,8 @@ class OnnxDetector:
         As of the detector.
     map_shape_ : (int, int)
         Height and width of the anomaly maps at model size.
+    good_statistics_ : GoodStatistics
+        What the images of ``fit`` were like, as of the detector.
     metadata_ : dict
         All that the file says besides the graph, such as "versions" and "settings".
     provider : str
@@ -118,6 +123,7 @@ class OnnxDetector:
         self.map_threshold_ = float(self.metadata_["map_threshold"])
         normal_scores = np.array(self.metadata_["normal_scores"], dtype=np.float64)
         self._judge = Judge(self.offset_, float(self.metadata_["unsure_offset"]), normal_scores)
+        self.good_statistics_ = _good_statistics(self.metadata_, file)
         self._of_bytes = self.metadata_["dtype"] == "uint8"
         self._run = opened.prepared((1, *(self.map_shape_ if self._tiles is None else self._tiles.shape), 3))
 
@@ -132,8 +138,7 @@ class OnnxDetector:
         -------
         ndarray of shape (n,), float64
         """
-        items = check_images(X)
-        return np.array([self._scored(item, item_name(item, i))[0] for i, item in enumerate(items)])
+        return np.array([score for score, _, _ in self._each(check_images(X))])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -175,7 +180,7 @@ class OnnxDetector:
         return self._judge.p_values(self.score_samples(X))
 
     def verdicts(self, X: Any) -> NDArray[np.str_]:
-        """Return "normal", "unsure" or "anomalous" for each image; "unsure" at the default rate of 0.05.
+        """Return "normal", "unsure" or "anomalous" for each image, at the ``unsure_rate`` of the export.
 
         Parameters
         ----------
@@ -266,29 +271,41 @@ class OnnxDetector:
         return self._results(check_stream(images, "images", each=False), skip=on_error == "skip", maps=maps)
 
     def _results(self, items: Any, *, skip: bool, maps: bool) -> Iterator[Result]:
+        notices = Notices(self.metadata_["aspect"], self.good_statistics_)
         for index, item in enumerate(items):
             name = item_name(item, index, "images")
             shown = str(item) if isinstance(item, (str, PathLike)) else name
             try:
-                score, anomaly_map, _ = self._scored(item, name)
+                score, anomaly_map, details = self._scored(item, name)
             except InvalidImageError as error:
                 if not skip:
                     raise
                 yield Result(index, shown, None, None, error=str(error))
                 continue
+            notices.note(index, name, details)
+            notices.warn(len(items) if hasattr(items, "__len__") else None, stacklevel=3)
             yield Result(index, shown, score, map=anomaly_map if maps else None, **judgments(self._judge, score))
 
     def _iter_sized(self, items: Any, size: str) -> Iterator[tuple[float, NDArray[np.float32]]]:
         """Return an iterator over the score of each image and its anomaly map, at one size or its own."""
         if size not in ("model", "input"):
             raise ValueError(f"size={size!r}: choose 'model' or 'input'")
-        for index, item in enumerate(items):
-            score, anomaly_map, geometry = self._scored(item, item_name(item, index))
+        for score, anomaly_map, geometry in self._each(items):
             yield score, geometry.array_to_input(anomaly_map) if size == "input" else anomaly_map
 
-    def _scored(self, item: Any, name: str) -> tuple[float, NDArray[np.float32], Geometry]:
-        """Return ``score_samples`` of an image, its anomaly map and its geometry."""
-        view, geometry = self._view(item, name)
+    def _each(self, items: Any) -> Iterator[tuple[float, NDArray[np.float32], Geometry]]:
+        """Yield ``score_samples`` of each image, its anomaly map and its geometry; then warn of all images."""
+        notices = Notices(self.metadata_["aspect"], self.good_statistics_)
+        for index, item in enumerate(items):
+            name = item_name(item, index)
+            score, anomaly_map, details = self._scored(item, name)
+            notices.note(index, name, details)
+            yield score, anomaly_map, details.geometry
+        notices.warn(len(items), stacklevel=4)
+
+    def _scored(self, item: Any, name: str) -> tuple[float, NDArray[np.float32], ViewDetails]:
+        """Return ``score_samples`` of an image, its anomaly map and its details."""
+        view, details = self._view(item, name)
         if self._tiles is None:
             outputs = self._run(view)
             score, anomaly_map = float(outputs["score"][0]), outputs["map"][0]
@@ -296,22 +313,25 @@ class OnnxDetector:
             score, anomaly_map = self._tiles.scored(view, self._run)
         if not np.isfinite(score):
             raise InvalidImageError(f"{name}: its score is {-score}: the image or the backbone is at fault")
-        return -score, anomaly_map, geometry
+        return -score, anomaly_map, details
 
-    def _view(self, item: Any, name: str) -> tuple[NDArray[Any], Geometry]:
-        """Return what the network sees of an image, (1, H, W, 3), of the graph's type."""
+    def _view(self, item: Any, name: str) -> tuple[NDArray[Any], ViewDetails]:
+        """Return what the network sees of an image, (1, H, W, 3), of the graph's type, and its details."""
         if isinstance(item, MaskedImage):
             raise InvalidImageError(f"{name} has ignored regions, which an exported detector does not support")
-        pixels = decode(item, name).pixels
-        shape = pixels.shape[0], pixels.shape[1]
+        decoded = decode(item, name)
+        shape = decoded.pixels.shape[0], decoded.pixels.shape[1]
         check_size(shape, self.metadata_["smallest_side"], name)
         geometry = Geometry.of(shape, self.map_shape_, self.metadata_["resize"])
-        pixels = geometry.view_of_array(pixels_in_range(pixels))
+        whole = pixels_in_range(decoded.pixels)
+        pixels = geometry.view_of_array(whole)
+        statistics = ImageStatistics.of(decoded.pixels.dtype, whole, pixels.transpose(2, 0, 1))
+        details = ViewDetails(geometry, decoded.transparent, decoded.more_frames, statistics)
         if self._of_bytes and pixels.dtype != np.uint8:
             pixels = np.rint(pixels * 255).astype(np.uint8)
         elif not self._of_bytes and pixels.dtype == np.uint8:
             pixels = pixels / np.float32(255)
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*geometry.view_shape, 3)))[None], geometry
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*geometry.view_shape, 3)))[None], details
 
 
 class _Tiles:
@@ -475,6 +495,13 @@ def _checked(text: str | None, path: Path) -> dict[str, Any]:
             f"{path} has format {number}, and this version of skpbas reads {FORMAT}: export the detector again"
         )
     return metadata
+
+
+def _good_statistics(metadata: Mapping[str, Any], path: Path) -> GoodStatistics:
+    found = GoodStatistics.from_note(metadata.get("good_statistics"))
+    if found is None:
+        raise FileFormatError(f"{path} is damaged: it has no valid good_statistics; export the detector again")
+    return found
 
 
 def _unpacked(packed: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -4,7 +4,9 @@ import itertools
 import json
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -137,10 +139,76 @@ def test_files_are_read_upright_and_blended_with_white_as_by_the_detector(export
     opacity[:20] = 100
     Image.fromarray(np.concatenate([pixels, opacity], axis=2)).save(tmp_path / "transparent.png")
     paths = [tmp_path / "turned.png", str(tmp_path / "transparent.png")]
-    with pytest.warns(UserWarning, match="transparent"):
-        expected = detector.score_samples(paths)
-    np.testing.assert_allclose(OnnxDetector(path).score_samples(paths), expected, rtol=1e-4)
-    assert OnnxDetector(path).anomaly_map(paths, size="input")[0].shape == (64, 50)
+    for method in ("score_samples", "decision_function"):
+        with pytest.warns(UserWarning, match="transparent"):
+            expected = getattr(detector, method)(paths)
+        with pytest.warns(UserWarning, match="transparent"):
+            found = getattr(OnnxDetector(path), method)(paths)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert OnnxDetector(path).anomaly_map(paths[:1], size="input")[0].shape == (64, 50)
+
+
+def warnings_of(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert {warning.category for warning in caught} <= {UserWarning}
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("whole", lambda image: image // 4),
+        ("whole", lambda image: image[..., 0]),
+        ("whole", lambda image: image.astype(np.uint16)),
+        ("whole", lambda image: np.concatenate([image, image], axis=1)),
+        ("whole", lambda image: image[::3, ::3]),
+        ("tiles", lambda image: image / 255**2),
+        ("crop", lambda image: np.concatenate([image, image], axis=1)),
+    ],
+)
+def test_images_unlike_those_of_fit_raise_the_warnings_of_the_detector(name, change, exported):
+    detector, path = exported[name]
+    images = [change(image) for image in textured_images(3, seed=5)]
+    runtime = OnnxDetector(path, n_threads=1)
+    expected = warnings_of(lambda: detector.score_samples(images))
+    assert expected
+    for method in ("score_samples", "predict", "anomaly_map", "anomaly_mask", "find_regions"):
+        call = getattr(runtime, method)
+        assert warnings_of(partial(call, images)) == expected
+    assert runtime.good_statistics_ == detector.good_statistics_
+
+
+def test_good_images_raise_no_warning(exported):
+    runtime = OnnxDetector(exported["whole"][1])
+    assert warnings_of(lambda: runtime.score_samples(textured_images(8, seed=5))) == []
+
+
+def test_a_stream_warns_once_of_each_difference_when_it_occurs(exported):
+    detector, path = exported["whole"]
+    good, dark = textured_images(1, seed=5)[0], textured_images(1, seed=5)[0] // 4
+    frames = [good, dark, dark, good]
+    for make in (detector.score_stream, OnnxDetector(path, n_threads=1).iter_results):
+        results = make(iter(frames), maps=False)
+        assert [len(warnings_of(partial(next, results))) for _ in frames] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.4])
+def test_verdicts_are_those_at_the_rate_of_the_export(rate, exported, good_images, tmp_path):
+    detector, _ = exported["whole"]
+    to_onnx(detector, tmp_path / "detector.onnx", unsure_rate=rate)
+    runtime = OnnxDetector(tmp_path / "detector.onnx", n_threads=1)
+    assert runtime.metadata_["unsure_rate"] == rate
+    images = textured_images(20, seed=5)
+    for index, image in enumerate(images):
+        image[20:40, 20:40] += np.uint8(index)  # ever clearer defects
+    found = runtime.verdicts(images)
+    assert found.tolist() == detector.verdicts(images, unsure_rate=rate).tolist()
+    assert ("unsure" in found) == (rate > detector.false_alarm_rate)
+    for wrong in (0, 0.6, "often"):
+        with pytest.raises(ValueError, match="unsure_rate="):
+            to_onnx(detector, tmp_path / "detector.onnx", unsure_rate=wrong)
 
 
 def test_unusable_images_are_errors_that_name_them(exported, tmp_path):
@@ -169,7 +237,11 @@ def test_a_file_that_is_no_detector_is_refused(exported, tmp_path):
         OnnxDetector(path)
     proto = onnx.load(exported["whole"][1])
     metadata = json.loads(proto.metadata_props[0].value)
-    for text, message in ((json.dumps({**metadata, "format": 99}), "has format 99"), ("{", "is damaged")):
+    for text, message in (
+        (json.dumps({**metadata, "format": 99}), "has format 99"),
+        (json.dumps({**metadata, "good_statistics": {}}), "no valid good_statistics"),
+        ("{", "is damaged"),
+    ):
         proto.metadata_props[0].value = text
         onnx.save(proto, path)
         with pytest.raises(FileFormatError, match=message):

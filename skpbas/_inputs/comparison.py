@@ -1,4 +1,4 @@
-"""Images of prediction compared with those of ``fit``: what another camera, light or conversion changed."""
+"""Images of prediction compared with those of ``fit``: what another camera, light or conversion changed; no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skpbas._inputs.image_statistics import (
 )
 
 if TYPE_CHECKING:
-    from skpbas._inputs.images import ViewDetails
+    from skpbas._inputs.notices import ViewDetails
 
 _NEAR_FACTOR = math.log(1.5)  # how well a factor must explain the brightness
 _FACTORS = (4, 16, 64, 255)

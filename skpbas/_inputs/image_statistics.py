@@ -1,4 +1,7 @@
-"""What images are like apart from their content: gray or color, bits in use, size, brightness, contrast and colors."""
+"""What images are like apart from their content: gray or color, bits in use, size, brightness, contrast and colors.
+
+Needs no torch, and scipy only in ``fit``.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
-from torch import Tensor
 
 if TYPE_CHECKING:
-    from skpbas._inputs.images import ViewDetails
+    from skpbas._inputs.notices import ViewDetails
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 """Which quantiles :class:`GoodStatistics` has of brightness and contrast."""
@@ -58,7 +59,7 @@ class ImageStatistics:
     contrast: float
 
     @classmethod
-    def of(cls, dtype: np.dtype[Any], pixels: NDArray[Any], view: Tensor) -> Self:
+    def of(cls, dtype: np.dtype[Any], pixels: NDArray[Any], view: NDArray[Any]) -> Self:
         """Measure an image.
 
         Parameters
@@ -67,13 +68,13 @@ class ImageStatistics:
             Of the image as it was given.
         pixels : ndarray
             The whole image, uint8 or float32 in [0, 1].
-        view : Tensor of shape (C, H, W)
+        view : ndarray of shape (C, H, W)
             What the network sees of it, of the same type. Up to 2,048 pixels are measured, spread evenly.
         """
         kind = dtype.name if dtype.name in LARGEST else "float"
         scale = 1 / 255 if pixels.dtype == np.uint8 else 1.0
         largest = float(pixels.max()) * scale  # first: it brings all pixels into the processor's cache
-        flat = view.numpy().reshape(len(view), -1)
+        flat = view.reshape(len(view), -1)
         places = _places(flat.shape[1])
         sample = np.ones((len(flat) + 1, len(places)))
         for row, channel in zip(sample[1:], flat, strict=True):
@@ -341,6 +342,8 @@ def _reach(logarithms: Floats, usual_spread: float) -> float:
 
     Few images say little of the spread: the usual one counts as some images, and Student's t widens the result.
     """
+    from scipy.stats import t as student  # prediction does without
+
     n = len(logarithms)
     degrees = n - 1 + _PRIOR_WEIGHT
     deviations = float(np.square(logarithms - logarithms.mean()).sum())

@@ -1,18 +1,19 @@
 """Scoring of large sets of images on the workers of a Dask cluster.
 
-The detector is registered as a worker plugin: the scheduler sends it once to every current and future worker, so it
-survives the loss of any worker. Batches of paths are submitted as tasks, a few per worker at a time, and scores come
-back, so memory use of client and workers does not depend on the number of images.
+The detector, or the content of its file, is registered as a worker plugin: the scheduler sends it once to every current
+and future worker, so it survives the loss of any worker. Batches of paths are submitted as tasks, a few per worker at a
+time, and scores come back, so memory use of client and workers does not depend on the number of images.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
-from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed, default_client, get_worker
+from distributed import Client, Future, KilledWorker, as_completed, default_client
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,8 +29,9 @@ from skpbas._compat import HasMethods, validate_parameter_constraints
 from skpbas._features.extraction import in_batches
 from skpbas._inputs.parameters import WholeNumber
 from skpbas.distributed._parquet import Part, ResultFolder
-from skpbas.distributed._worker import score_batch
+from skpbas.distributed._worker import FILES, DetectorPlugin, FilePlugin, open_detector, score_on_worker
 from skpbas.errors import ClusterError, InvalidImageError
+from skpbas.runtime import OnnxDetector
 
 __all__ = ["ImageResult", "ScoringSummary", "score_images"]
 
@@ -40,7 +42,7 @@ _LOSSES_IN_A_ROW = 8  # lost batches without a successful one in between
 _Future: TypeAlias = "Future[Any]"
 
 _CONSTRAINTS: dict[str, list[Any]] = {
-    "detector": [HasMethods(["score_samples"])],
+    "detector": [HasMethods(["score_samples"]), str, os.PathLike],
     "client": [Client, None],
     "batch_size": [WholeNumber(1)],
     "max_in_flight": [WholeNumber(1), None],
@@ -143,9 +145,11 @@ def score_images(
 
     Parameters
     ----------
-    detector : fitted estimator with ``score_samples`` and ``offset_``
-        Such as :class:`~skpbas.PBASDetector` or :class:`~skpbas.calibration.ConformalThreshold`. It is sent once to
-        every worker, including those that join later or replace a lost one.
+    detector : fitted estimator with ``score_samples`` and ``offset_``, or path
+        Such as :class:`~skpbas.PBASDetector` or :class:`~skpbas.calibration.ConformalThreshold`; or a file on the
+        client, ".skpbas" of :meth:`PBASDetector.save <skpbas.PBASDetector.save>` or ".onnx" of
+        :func:`skpbas.export.to_onnx`. The estimator, or the content of the file, is sent once to every worker,
+        including those that join later or replace a lost one; each opens it once.
     uris : iterable of str or path
         Paths on the workers, or URLs that ``fsspec`` can open there, such as "s3://bucket/key.png". Consumed lazily, so
         generators of any length are supported.
@@ -171,9 +175,15 @@ def score_images(
     Raises
     ------
     ValueError
-        An invalid parameter, no client, or a detector without ``offset_``.
+        An invalid parameter, no client, a detector without ``offset_``, or a file of another kind.
     NotFittedError
         The detector is not fitted.
+    TypeError
+        ``detector`` is an :class:`~skpbas.runtime.OnnxDetector`: pass the path of its file.
+    FileNotFoundError
+        There is no such file of a detector on the client.
+    FileFormatError
+        The file of the detector is damaged, of another version, or something else.
     InvalidImageError
         ``uris`` is a single path or URL, or contains something other than str or path.
     ResultsError
@@ -182,9 +192,11 @@ def score_images(
     StorageError
         ``output`` cannot be written.
     ClusterError
-        The scheduler was lost, or workers die repeatedly. Results in ``output`` are kept.
+        The scheduler was lost, workers die repeatedly, or one cannot open the file of the detector. Results in
+        ``output`` are kept.
     ImportError
-        ``output`` without pyarrow; a URL whose protocol needs a package that the workers do not have.
+        ``output`` without pyarrow; an ".onnx" file without ONNX Runtime or OpenVINO on the client; a URL whose protocol
+        needs a package that the workers do not have.
 
     Notes
     -----
@@ -195,8 +207,13 @@ def score_images(
     Then the images of the batch are scored one by one while nothing else runs; only an image that kills workers on its
     own is reported as failed.
 
-    Workers need the same versions of skpbas and torch as the client. On CPUs use one worker per core with one thread
-    each: ``LocalCluster(n_workers=..., threads_per_worker=1)``. Dask starts its workers with ``OMP_NUM_THREADS=1``.
+    Workers need the same versions of skpbas and torch as the client; for an ".onnx" file no torch, but ONNX Runtime or
+    OpenVINO. With a ".skpbas" file nothing of the detector is pickled, and each worker computes on the device that
+    :func:`skpbas.load` takes there; torchvision's weights, if the file is without them, come from the worker's cache.
+    An ".onnx" file computes on CPUs, with as many threads as ``OMP_NUM_THREADS`` of the worker says.
+
+    On CPUs use one worker per core with one thread each: ``LocalCluster(n_workers=..., threads_per_worker=1)``. Dask
+    starts its workers with ``OMP_NUM_THREADS=1``.
 
     Examples
     --------
@@ -230,24 +247,52 @@ def score_images(
         },
         caller_name="score_images",
     )
-    check_is_fitted(detector)
-    if not hasattr(detector, "offset_"):
-        raise ValueError(f"detector={detector!r} has no offset_, the threshold between normal and anomalous")
+    if isinstance(detector, (str, os.PathLike)):
+        plugin, detector, digest = _of_file(os.fspath(detector))
+    else:
+        plugin, detector, digest = _of_estimator(detector)
     if isinstance(uris, (str, bytes, os.PathLike)):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got a single one, {str(uris)!r}")
     if isinstance(uris, (set, frozenset)):
         raise InvalidImageError("uris is a set, which has no order: pass sorted(uris)")
     if not isinstance(uris, Iterable):
         raise InvalidImageError(f"uris must be an iterable of paths or URLs; got {type(uris).__name__}")
-    detector = detector._snapshot() if hasattr(detector, "_snapshot") else detector  # not changed by a later fit
-    run = _Run(detector, _resolved(client), int(max_in_flight) if max_in_flight else None)
+    run = _Run(plugin, _resolved(client), int(max_in_flight) if max_in_flight else None)
     names = _names(uris)
     if output is None:
         return _stream(run, names, int(batch_size), float(detector.offset_))
-    folder = ResultFolder(output, detector, int(images_per_file))
+    folder = ResultFolder(output, detector, int(images_per_file), digest)
     if isinstance(uris, Sized):
         folder.refuse_beyond(len(uris))
     return _to_folder(run, names, int(batch_size), folder)
+
+
+_Sent: TypeAlias = "tuple[DetectorPlugin | FilePlugin, Any, str | None]"
+"""What is sent, the detector with its ``offset_``, and its digest if it has one of its own."""
+
+
+def _of_estimator(detector: Any) -> _Sent:
+    if isinstance(detector, OnnxDetector):
+        raise TypeError("detector is an OnnxDetector, which cannot be sent to workers: pass the path of its file")
+    check_is_fitted(detector)
+    if not hasattr(detector, "offset_"):
+        raise ValueError(f"detector={detector!r} has no offset_, the threshold between normal and anomalous")
+    detector = detector._snapshot() if hasattr(detector, "_snapshot") else detector  # not changed by a later fit
+    return DetectorPlugin(detector), detector, None
+
+
+def _of_file(path: str) -> _Sent:
+    if Path(path).suffix.lower() not in FILES:
+        raise ValueError(
+            f"detector={path!r} is no file with the ending {' or '.join(FILES)}: write one with detector.save or "
+            "skpbas.export.to_onnx"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"detector={path!r}: no such file on this machine, the client")
+    content = Path(path).read_bytes()
+    detector = open_detector(content, path)  # what is sent is what was checked, also if the file is replaced meanwhile
+    digest = hashlib.sha256(content).hexdigest() if isinstance(detector, OnnxDetector) else None
+    return FilePlugin(content, path), detector, digest
 
 
 def _resolved(client: Client | None) -> Client:
@@ -271,25 +316,7 @@ def _names(uris: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         yield os.fspath(uri)
 
 
-# On the workers -------------------------------------------------------------------------------------------
-
-
-class _DetectorPlugin(WorkerPlugin):
-    """Delivers the detector to every current and future worker."""
-
-    def __init__(self, detector: Any) -> None:
-        self.detector = detector
-
-
-def _score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float64], dict[int, str]]:
-    worker = get_worker()
-    plugin_on_worker = worker.plugins.get(plugin)
-    if not isinstance(plugin_on_worker, _DetectorPlugin):
-        raise ClusterError(f"worker {worker.address} could not load the detector: see its log")
-    return score_batch(plugin_on_worker.detector, uris)
-
-
-# On the client --------------------------------------------------------------------------------------------
+# The run --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -316,20 +343,20 @@ class _Run:
 
     Parameters
     ----------
-    detector : estimator
+    plugin : DetectorPlugin or FilePlugin
     client : distributed.Client
     max_in_flight : int or None
     """
 
-    def __init__(self, detector: Any, client: Client, max_in_flight: int | None) -> None:
-        self.detector, self.client, self.max_in_flight = detector, client, max_in_flight
+    def __init__(self, plugin: DetectorPlugin | FilePlugin, client: Client, max_in_flight: int | None) -> None:
+        self.client, self.max_in_flight = client, max_in_flight
         self.run = uuid.uuid4().hex
-        self.plugin = f"skpbas-detector-{self.run}"
+        self.plugin, self.name = plugin, f"skpbas-detector-{self.run}"
         self._counted, self._window = -math.inf, 1
 
     def scored(self, batches: Iterator[_Batch]) -> Iterator[_Scored]:
         """Yield every batch once, in order of completion."""
-        self.client.register_plugin(_DetectorPlugin(self.detector), name=self.plugin)
+        self.client.register_plugin(self.plugin, name=self.name)
         in_flight: dict[_Future, _Batch] = {}
         suspects: deque[_Batch] = deque()
         completed = as_completed(with_results=True, raise_errors=False)
@@ -365,7 +392,7 @@ class _Run:
 
     def _send(self, batch: _Batch, in_flight: dict[_Future, _Batch], completed: as_completed) -> None:
         key = f"skpbas-score-{self.run}-{batch.first}{'-alone' if batch.alone else ''}"
-        future = self.client.submit(_score_on_worker, batch.uris, self.plugin, key=key, pure=False)
+        future = self.client.submit(score_on_worker, batch.uris, self.name, key=key, pure=False)
         in_flight[future] = batch
         completed.add(future)
 
@@ -395,7 +422,7 @@ class _Run:
             return
         with suppress(OSError, TimeoutError, CancelledError):  # the cluster may be closing
             self.client.cancel(in_flight)
-            self.client.unregister_worker_plugin(self.plugin)
+            self.client.unregister_worker_plugin(self.name)
 
 
 def _stream(run: _Run, names: Iterator[str], batch_size: int, offset: float) -> Iterator[ImageResult]:

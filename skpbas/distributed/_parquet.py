@@ -44,9 +44,14 @@ class Part:
 
 
 class ResultFolder:
-    """A folder of Parquet files, each with the results of consecutive images and metadata of their inputs."""
+    """A folder of Parquet files, each with the results of consecutive images and metadata of their inputs.
 
-    def __init__(self, path: str | os.PathLike[str], detector: Any, images_per_file: int) -> None:
+    ``digest``: of what the detector's scores depend on; None: of the estimator's attributes.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], detector: Any, images_per_file: int, digest: str | None = None
+    ) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -57,7 +62,8 @@ class ResultFolder:
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.path, self.images_per_file = Path(path), images_per_file
         self.offset = float(detector.offset_)
-        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}, digest {scores_digest(detector)[:16]}"
+        digest = scores_digest(detector) if digest is None else digest
+        self._detector = f"{type(detector).__name__}, offset_={self.offset!r}, digest {digest[:16]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

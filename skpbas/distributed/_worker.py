@@ -1,20 +1,109 @@
-"""Scoring of a batch of paths or URLs, any of which may be unreadable."""
+"""What runs on a worker: the detector that was sent to it, and batches of names, any of which may be unreadable.
+
+Nothing here imports torch: a worker with an ONNX file does without.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import threading
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import fsspec
 import numpy as np
+from distributed import Worker, WorkerPlugin, get_worker
 from numpy.typing import NDArray
 from PIL import Image
 
 from skpbas._inputs.decoding import check_regular_file, decoding, known_formats
-from skpbas.errors import InvalidImageError
+from skpbas.errors import ClusterError, InvalidImageError, SkpbasError
+
+FILES = (".skpbas", ".onnx")
+"""Endings of the files that hold a detector."""
+
+
+class DetectorPlugin(WorkerPlugin):
+    """Delivers a detector, as a pickle, to every current and future worker."""
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+
+    def detector(self) -> Any:
+        """Return the detector."""
+        return self._detector
+
+
+class FilePlugin(WorkerPlugin):
+    """Delivers the content of a detector's file to every current and future worker, which opens it once.
+
+    It is opened by the first batch, whose error reaches the client; that of ``setup`` would be in the worker's log.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        self.content, self.name = content, name
+
+    def setup(self, worker: Worker) -> None:
+        """Prepare opening on a worker."""
+        self._worker, self._opening, self._detector = worker, threading.Lock(), None
+
+    def detector(self) -> Any:
+        """Return the detector, opened by the first thread that asks."""
+        with self._opening:
+            if self._detector is None:
+                try:
+                    self._detector = open_detector(self.content, self.name, self._worker.local_directory)
+                except Exception as error:  # the client could open it
+                    raise ClusterError(
+                        f"worker {self._worker.address} cannot open {self.name}: {type(error).__name__}: {error}"
+                    ) from error
+            return self._detector
+
+
+def open_detector(content: bytes, name: str, folder: str | None = None) -> Any:
+    """Return the detector of a file with this content.
+
+    Parameters
+    ----------
+    content : bytes
+    name : str
+        Path that the content was read from, which errors name.
+    folder : str or None, default=None
+        Where a copy may be for the time of opening; None: the system's folder for temporary files.
+    """
+    with TemporaryDirectory(prefix="skpbas-", dir=folder, ignore_cleanup_errors=True) as temporary:
+        copy = Path(temporary) / Path(name).name
+        copy.write_bytes(content)
+        try:
+            if copy.suffix.lower() == ".onnx":
+                from skpbas.runtime import OnnxDetector
+
+                return OnnxDetector(copy, n_threads=_n_threads())
+            from skpbas.persistence import load
+
+            return load(copy)
+        except (SkpbasError, ValueError) as error:
+            raise type(error)(str(error).replace(str(copy), name)) from error
+
+
+def _n_threads() -> int | None:
+    """Return the limit that Dask sets for its workers, which the runtimes of ONNX would not read themselves."""
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(limit) if limit.isdigit() and int(limit) else None
+
+
+def score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """Score a batch with the detector of a plugin of this worker: see :func:`score_batch`."""
+    worker = get_worker()
+    plugin_on_worker = worker.plugins.get(plugin)
+    if not isinstance(plugin_on_worker, (DetectorPlugin, FilePlugin)):
+        raise ClusterError(f"worker {worker.address} could not load the detector: see its log")
+    return score_batch(plugin_on_worker.detector(), uris)
 
 
 def score_batch(detector: Any, uris: Sequence[str]) -> tuple[NDArray[np.float64], dict[int, str]]:

@@ -93,9 +93,9 @@ def float32_copy(model: PBASModel) -> PBASModel:
     return copied
 
 
-def metadata_of(detector: Any, network: PBASModel, dtype: str) -> dict[str, Any]:
+def metadata_of(detector: Any, network: PBASModel, dtype: str, unsure_rate: float) -> dict[str, Any]:
     """Return what a runtime needs to know besides the graph, as JSON can hold it."""
-    judge, reading, tiling = detector._judge(), detector._reading, network.tiling
+    judge, reading, tiling = detector._judge(unsure_rate), detector._reading, network.tiling
     settings = {
         name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         for name, value in detector.get_params(deep=False).items()
@@ -110,8 +110,11 @@ def metadata_of(detector: Any, network: PBASModel, dtype: str) -> dict[str, Any]
         "smallest_side": network.extractor.stride,
         "offset": float(judge.offset),
         "unsure_offset": float(judge.unsure_offset),
+        "unsure_rate": float(unsure_rate),
         "map_threshold": float(detector.map_threshold_),
         "normal_scores": judge.normal_scores.tolist(),
+        "aspect": reading.aspect,
+        "good_statistics": reading.good.as_note(),
         "versions": {"skpbas": skpbas.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "settings": {"backbone": backbone, **settings},
     }

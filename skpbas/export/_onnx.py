@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import skpbas
+from skpbas._decisions.deciding import UNSURE_RATE, check_unsure_rate
 from skpbas._inputs.parameters import WholeNumber
 from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
@@ -20,7 +21,9 @@ from skpbas.export._resizing import put_resize_before
 _LOWEST_OPSET = 18
 
 
-def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = None) -> None:
+def to_onnx(
+    detector: Any, path: str | PathLike[str], *, opset: int | None = None, unsure_rate: float = UNSURE_RATE
+) -> None:
     """Write a fitted detector as one ONNX graph, from images to scores and anomaly maps, in float32.
 
     The graph takes ``images`` (n, H, W, 3), RGB, of any n, H and W: uint8 if all images of ``fit`` were, otherwise
@@ -31,7 +34,8 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     With ``tile``, the graph is that of tiles, ``images`` (n, h, w, 3): ``score`` and ``map`` are those of tiles, and
     ``description`` (n, D) is what :class:`~skpbas.runtime.OnnxDetector` needs besides to score the whole image.
 
-    Thresholds, the scores of the training images, shapes and versions are in the metadata, under "skpbas" as JSON.
+    Thresholds, scores and statistics of the training images, shapes and versions are in the metadata, under "skpbas" as
+    JSON.
 
     Parameters
     ----------
@@ -41,6 +45,8 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
         File to write. It is replaced once the new one is complete.
     opset : int or None, default=None
         Version of the ONNX operators, 18 or higher; None: the exporter's choice.
+    unsure_rate : float in (0, 0.5], default=0.05
+        Of the file's verdicts: see :meth:`PBASDetector.verdicts <skpbas.PBASDetector.verdicts>`.
 
     Raises
     ------
@@ -61,6 +67,7 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     >>> to_onnx(detector, "detector.onnx")  # doctest: +SKIP
     """
     now = exportable(detector)
+    check_unsure_rate(unsure_rate)
     if opset is not None and (not WholeNumber(_LOWEST_OPSET).is_satisfied_by(opset)):
         raise ValueError(f"opset={opset!r}: expected None, or a whole number, {_LOWEST_OPSET} or higher")
     onnx = _onnx()
@@ -71,7 +78,7 @@ def to_onnx(detector: Any, path: str | PathLike[str], *, opset: int | None = Non
     if network.tiling is None:
         reading = now._reading
         put_resize_before(onnx, proto, reading.view_shape, crop=reading.resize == "crop", of_bytes=dtype == "uint8")
-    onnx.helper.set_model_props(proto, {"skpbas": json.dumps(metadata_of(now, network, dtype))})
+    onnx.helper.set_model_props(proto, {"skpbas": json.dumps(metadata_of(now, network, dtype, unsure_rate))})
     proto.producer_name, proto.producer_version = "skpbas", skpbas.__version__
     onnx.checker.check_model(proto)
     write_atomically(Path(path), proto.SerializeToString())

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from skpbas._decisions.deciding import UNSURE_RATE, check_unsure_rate
 from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
@@ -24,7 +25,7 @@ METADATA = "skpbas.json"
 _LARGEST_SIDE = 2**15
 
 
-def to_torch(detector: Any, path: str | PathLike[str]) -> None:
+def to_torch(detector: Any, path: str | PathLike[str], *, unsure_rate: float = UNSURE_RATE) -> None:
     """Write a fitted detector as a program of ``torch.export``, from images to scores and anomaly maps, in float32.
 
     The file needs torch and nothing else: no skpbas and no pickled code. The program takes ``images`` (n, H, W, 3),
@@ -41,6 +42,8 @@ def to_torch(detector: Any, path: str | PathLike[str]) -> None:
         Fitted; it is not changed.
     path : str or Path
         File to write, such as "detector.pt2". It is replaced once the new one is complete.
+    unsure_rate : float in (0, 0.5], default=0.05
+        Of the file's verdicts: see :meth:`PBASDetector.verdicts <skpbas.PBASDetector.verdicts>`.
 
     Raises
     ------
@@ -61,13 +64,14 @@ def to_torch(detector: Any, path: str | PathLike[str]) -> None:
     >>> scores, maps = program(torch.from_numpy(images))  # doctest: +SKIP
     """
     now = exportable(detector)
+    check_unsure_rate(unsure_rate)
     with callers_modes_left(grad=False):
         network = float32_copy(now.model_)
         dtype = pixel_type(now)
         images = _Images(network, now._reading.view_shape, crop=now._reading.resize == "crop").eval()
         program = _exported(images, now, torch.uint8 if dtype == "uint8" else torch.float32)
         file = io.BytesIO()
-        metadata = json.dumps(metadata_of(now, network, dtype))
+        metadata = json.dumps(metadata_of(now, network, dtype, unsure_rate))
         torch.export.save(program, file, extra_files={METADATA: metadata})
     write_atomically(Path(path), file.getvalue())
 
