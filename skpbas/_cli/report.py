@@ -27,7 +27,9 @@ def add_parser(commands: Any) -> None:
         "without a connection.",
         epilog="Exit codes: 0 done, 2 wrong use, 3 some images could not be read, which the report lists.",
     )
-    parser.add_argument("detector", type=Path, metavar="DETECTOR", help="a file of save (.skpbas) or of an export (.onnx)")
+    parser.add_argument(
+        "detector", type=Path, metavar="DETECTOR", help="a file of save (.skpbas) or of an export (.onnx)"
+    )
     parser.add_argument(
         "folder",
         type=Path,
@@ -36,7 +38,12 @@ def add_parser(commands: Any) -> None:
         "which counts false alarms and misses",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the report (default: %(default)s)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the report (default: %(default)s)",
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the report (default: the name of the folder)")
     parser.add_argument(
@@ -46,7 +53,11 @@ def add_parser(commands: Any) -> None:
         help="share of good images that are not called normal (default: 0.05)",
     )
     parser.add_argument(
-        "--picture-size", type=int, default=640, metavar="PIXELS", help="longer side of the pictures (default: %(default)s)"
+        "--picture-size",
+        type=int,
+        default=640,
+        metavar="PIXELS",
+        help="longer side of the pictures (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: %(default)s)")
 

@@ -21,7 +21,7 @@ _LONGEST = 200
 def fitted_rows(detector: Any, found: Inspected) -> Rows:
     """Return what the detector learned: name and value."""
     maker = with_maps(detector)
-    rows = [("kind", _kind(detector))]
+    rows: Rows = [("kind", _kind(detector))]
     if (n := getattr(maker, "n_samples_fit_", None)) is not None:
         left_out = len(getattr(maker, "training_outliers_", ()))
         rows.append(("training images", f"{n:,}" + (f", and {left_out} left out as outliers" if left_out else "")))
@@ -42,8 +42,8 @@ def settings_rows(detector: Any) -> Rows:
         return [(name, _shown(value), "") for name, value in detector.metadata_.get("settings", {}).items()]
     rows: Rows = []
     for prefix, one in (("", detector), ("detector_.", with_maps(detector))):
-        if one is detector and prefix:
-            break
+        if (one is detector and prefix) or not hasattr(one, "get_params"):
+            continue
         defaults = inspect.signature(type(one)).parameters
         for name, value in one.get_params(deep=False).items():
             default = defaults[name].default if name in defaults else inspect.Parameter.empty
@@ -61,7 +61,11 @@ def version_rows(detector: Any) -> Rows:
         except PackageNotFoundError:
             continue
     exported = getattr(detector, "metadata_", {}).get("versions", {})
-    return [*rows, ("system", platform.platform()), *((f"{name} of the export", str(one)) for name, one in exported.items())]
+    return [
+        *rows,
+        ("system", platform.platform()),
+        *((f"{name} of the export", str(one)) for name, one in exported.items()),
+    ]
 
 
 def comparison_rows(good: GoodStatistics, seen: GoodStatistics) -> Rows:

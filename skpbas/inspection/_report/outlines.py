@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Curve = NDArray[np.float64]
 """Rows and columns (k, 2) of a closed curve; the center of the first pixel is at (0.5, 0.5)."""
 
-_MOST_POINTS = 600
+_MOST_POINTS = 500
 _SIDES = (  # to a neighbor that is not inside; start and end of the side between the two, clockwise
     ((-1, 0), (0, 0), (0, 1)),
     ((0, 1), (0, 1), (1, 1)),
@@ -63,7 +63,7 @@ def _closed(starts: NDArray[np.intp], ends: NDArray[np.intp]) -> list[list[int]]
 
 
 def as_path(curves: list[Curve], place: Callable[[Curve], Curve]) -> str:
-    """Return curves as the ``d`` of an SVG path, of about 600 points at most.
+    """Return curves as the ``d`` of an SVG path, of about 500 points at most.
 
     Parameters
     ----------
@@ -74,6 +74,12 @@ def as_path(curves: list[Curve], place: Callable[[Curve], Curve]) -> str:
     step = 1 + sum(map(len, curves)) // _MOST_POINTS
     pieces = []
     for curve in curves:
-        rows, columns = place(curve[:: max(1, min(step, len(curve) // 4))]).T
-        pieces.append("M" + " ".join(f"{x:g},{y:g}" for x, y in zip(columns.round(1), rows.round(1), strict=True)) + "Z")
+        tenths = np.rint(10 * place(curve[:: max(1, min(step, len(curve) // 4))])[:, ::-1]).astype(int)
+        start, *steps = np.diff(tenths, axis=0, prepend=0).tolist()  # relative to the last point, which is shorter
+        pieces.append("M" + _pair(start) + "l" + " ".join(map(_pair, steps)) + "Z")
     return "".join(pieces)
+
+
+def _pair(tenths: list[int]) -> str:
+    x, y = tenths
+    return f"{x / 10:g},{y / 10:g}"

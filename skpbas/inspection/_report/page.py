@@ -105,7 +105,9 @@ def _words(found: Inspected, summary: ReportSummary, detector: Any, names: dict[
     said = [" ".join(summary.sentences())]
     if summary.misses and found.unsure_margin:
         n = sum(record.defective is True and record.verdict == "unsure" for record in found.records)
-        said.append(f"Of the {summary.misses} missed, {n} are unsure, so a person who looks at these would see them.")
+        said.append(
+            f"Of the missed ones {n:,} {'is' if n == 1 else 'are'} unsure: a person who looks at these sees them."
+        )
     if found.records and found.records[0].margin < 0:
         worst = found.records[0]
         where = worst.regions[0]["box"] if worst.regions else None
@@ -114,7 +116,11 @@ def _words(found: Inspected, summary: ReportSummary, detector: Any, names: dict[
     maker = with_maps(detector)
     n_training, rate = getattr(maker, "n_samples_fit_", None), getattr(detector, "false_alarm_rate", None)
     if n_training is not None:
-        aim = "" if rate is None or detector.contamination != "auto" else f" and aims to flag {100 * rate:g} % of good ones"
+        aim = (
+            ""
+            if rate is None or detector.contamination != "auto"
+            else f" and aims to flag {100 * rate:g} % of good ones"
+        )
         said.append(f"The detector learned from {n_training:,} good images{aim}.")
     if found.good is not None and found.seen is not None and not found.differences:
         said.append("In brightness, contrast, color and size the images are like those that the detector learned from.")
@@ -138,20 +144,24 @@ def _cards(summary: ReportSummary) -> str:
 def _unreadable(found: Inspected, names: dict[str, str]) -> str:
     if not found.unreadable:
         return ""
-    rows = [(names[name], reason) for name, reason in found.unreadable]
+    rows: Rows = [(names[name], reason) for name, reason in found.unreadable]
     return (
         f'<section class="note bad" id="unreadable"><h2>{images(len(rows)).capitalize()} not readable</h2>'
-        "<p>Nothing is said about these: inspect the parts again.</p>" + _table(("image", "reason"), rows) + "</section>"
+        "<p>Nothing is said about these: inspect the parts again.</p>"
+        + _table(("image", "reason"), rows)
+        + "</section>"
     )
 
 
 def _differences(found: Inspected, names: dict[str, str]) -> str:
     if not found.differences:
         return ""
-    items = "".join(f"<li>{_text(text[0].upper() + text[1:])}.</li>" for text in found.differences)
+    folder = next((name[: -len(short)] for name, short in names.items() if name.endswith(short)), "")
+    texts = [text.replace(folder, "") if folder else text for text in found.differences]
+    items = "".join(f"<li>{_text(text[0].upper() + text[1:])}.</li>" for text in texts)
     return (
         '<section class="note" id="differences"><h2>Not like the training images</h2><p>Margins may mean less than '
-        f"they should, because another camera, light or conversion may have made these images.</p><ul>{items}</ul></section>"
+        f"they should: another camera, light or conversion may have made these images.</p><ul>{items}</ul></section>"
     )
 
 
@@ -212,10 +222,13 @@ def _number(value: float) -> str:
 def _table(head: tuple[str, ...], rows: Rows, kind: str = "") -> str:
     top = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
     body = "".join(
-        f'<tr><th scope="row"><bdi>{_text(row[0])}</bdi></th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row"><bdi>{_text(row[0])}</bdi></th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table class="facts {kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table class="facts {kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 # Text -----------------------------------------------------------------------------------------------------

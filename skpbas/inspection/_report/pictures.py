@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,28 @@ from PIL import Image
 
 from skpbas._cli.colormap import color_table
 
-LARGEST_PAGE = 21_000_000
-"""Bytes of all photos of a page, before base64 adds a third."""
+LARGEST_PAGE = 28_500_000
+"""Bytes of a page that are shared among its images."""
 
-_PHOTO_BYTES = 7_000, 60_000
-_QUALITIES = (88, 80, 70, 60, 50)
+_ROW_BYTES = 1_000  # of an image in table and data
+_SHARES = 12_000, 80_000  # least and most that an image gets
+_LEAST_PHOTO = 4_000
+_QUALITIES = (88, 76, 64, 52)
 _SMALLEST_SIDE = 120
 _MAP_SIDE = 80
 _N_COLORS = 64
 _INVISIBLE, _AT_THRESHOLD, _MOST_OPAQUE = 0.42, 0.45, 0.8  # place below which nothing is drawn; opacities
 
 
-def photo_bytes(n_images: int) -> int:
-    """Return how many bytes the photo of each of n images may have."""
-    lowest, highest = _PHOTO_BYTES
-    return max(lowest, min(highest, LARGEST_PAGE // max(n_images, 1)))
+def share_of_page(n_images: int) -> int:
+    """Return how many bytes of a page the pictures of each of n images may have."""
+    least, most = _SHARES
+    return max(least, min(most, LARGEST_PAGE // max(n_images, 1) - _ROW_BYTES))
+
+
+def photo_bytes(share: int, taken: int) -> int:
+    """Return how large a photo may be, whose base64 is what remains of an image's share of the page."""
+    return max(_LEAST_PHOTO, (share - taken) * 3 // 4)
 
 
 def photo(pixels: NDArray[Any], side: int, most_bytes: int, gain: float = 1.0) -> str:
@@ -52,12 +60,11 @@ def photo(pixels: NDArray[Any], side: int, most_bytes: int, gain: float = 1.0) -
         for quality in _QUALITIES:
             file = io.BytesIO()
             image.save(file, "JPEG", quality=quality, optimize=True)
-            if file.tell() <= most_bytes:
+            if file.tell() <= most_bytes or max(image.size) <= _SMALLEST_SIDE:
                 return _in_text(file)
-        longer = max(image.size)
-        if longer <= _SMALLEST_SIDE:
-            return _in_text(file)
-        smaller = max(_SMALLEST_SIDE, int(longer * 0.8))
+            if file.tell() > 3 * most_bytes:  # no quality is low enough
+                break
+        smaller = max(_SMALLEST_SIDE, int(max(image.size) * min(0.8, 1.2 * math.sqrt(most_bytes / file.tell()))))
         image.thumbnail((smaller, smaller), Image.Resampling.BICUBIC)
 
 
@@ -89,7 +96,7 @@ def legend(n: int = 12) -> list[str]:
 
 
 def _place(values: NDArray[Any], threshold: float) -> NDArray[np.float64]:
-    """Return the places of values on the color scale, in [0, 1]: the threshold is always in the middle, 1 at the end."""
+    """Return the places of values on the color scale, in [0, 1]: the threshold is always in the middle."""
     threshold = min(max(threshold, 1e-6), 1 - 1e-6)
     low = max(0.0, 2 * threshold - 1)
     return np.interp(values, [low, threshold, 1.0], [0.0, 0.5, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from skpbas._inputs.images import ViewDetails
 from skpbas._inputs.mask_reader import resize_of, with_maps
 from skpbas.errors import InvalidImageError
 from skpbas.inspection._report.outlines import Curve, as_path, outlines
-from skpbas.inspection._report.pictures import heat, photo
+from skpbas.inspection._report.pictures import heat, photo, photo_bytes
 from skpbas.inspection._report.truth import Truth
 
 _MOST_REGIONS = 20  # of an image that are listed, the most anomalous first
@@ -106,7 +107,7 @@ def inspect(
     *,
     unsure_rate: float | None,
     picture_size: int,
-    picture_bytes: int,
+    share: int,
     show_progress: bool,
 ) -> Inspected:
     """Score images one by one.
@@ -119,8 +120,10 @@ def inspect(
     truth : Truth
     unsure_rate : float or None
         None: the detector's default.
-    picture_size, picture_bytes : int
-        Longer side and largest file of a photo.
+    picture_size : int
+        Longer side of a photo.
+    share : int
+        Bytes of the page for the pictures of an image.
     show_progress : bool
     """
     maker, judge = with_maps(detector), _judge_of(detector, unsure_rate)
@@ -141,12 +144,12 @@ def inspect(
             bar.update()
             name = _name(item, result)
             if result.error is not None:
-                found.unreadable.append((name, result.error))
+                found.unreadable.append((name, _reason(result.error, item, result.index)))
                 continue
             try:
-                record, details = _recorded(result, item, name, found, truth, resize, picture_size, picture_bytes)
+                record, details = _recorded(result, item, name, found, truth, resize, picture_size, share)
             except InvalidImageError as error:  # changed or removed since it was scored
-                found.unreadable.append((name, str(error)))
+                found.unreadable.append((name, _reason(str(error), item, result.index)))
                 continue
             found.records.append(record)
             if comparison is not None:
@@ -202,6 +205,11 @@ def _name(item: Any, result: Result) -> str:
     return str(item) if isinstance(item, (str, PathLike)) else result.name
 
 
+def _reason(error: str, item: Any, index: int) -> str:
+    """Return an error without the name of its image, which stands beside it."""
+    return error.removeprefix(item_name(item, index, "images")).lstrip(": ")
+
+
 def _recorded(
     result: Result,
     item: Any,
@@ -210,7 +218,7 @@ def _recorded(
     truth: Truth,
     resize: str,
     picture_size: int,
-    picture_bytes: int,
+    share: int,
 ) -> tuple[Record, ViewDetails]:
     assert result.score is not None
     assert result.map is not None
@@ -232,9 +240,10 @@ def _recorded(
         for region in regions[:_MOST_REGIONS]
     ]
     picture = _picture(result.map, geometry, found.map_threshold)
-    picture["photo"] = photo(decoded.pixels, picture_size, picture_bytes, gain)
     if truth.outlines is not None:
         picture["truth"] = truth.outlines[result.index]
+    taken = len(json.dumps([picture, listed]))
+    picture["photo"] = photo(decoded.pixels, picture_size, photo_bytes(share, taken), gain)
     record = Record(
         index=result.index,
         name=name,

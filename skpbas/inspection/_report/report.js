@@ -150,8 +150,8 @@ const kinds = data.known
 let chosenLine;
 let across;
 
-function drawChart() {
-  const width = Math.max(260, byId("chart").clientWidth);
+function drawChart(wide = byId("chart").clientWidth) {
+  const width = Math.max(260, wide);
   const [top, bottom, height] = [22, 190, training.length ? 244 : 214];
   across = (margin) => EDGE + ((place(margin) - first) / (last - first)) * (width - 2 * EDGE);
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
@@ -348,7 +348,12 @@ function drawLegend() {
 
 // Printing: pictures of the rows that are shown, decoded before the print begins
 
-window.addEventListener("beforeprint", () => rows.forEach((row) => row.hidden || fill(row)));
+window.addEventListener("beforeprint", () => {
+  drawChart(720); // else its text would shrink with it
+  count();
+  rows.forEach((row) => row.hidden || fill(row));
+});
+window.addEventListener("afterprint", redraw);
 byId("print").addEventListener("click", async () => {
   const shown = rows.filter((row) => !row.hidden);
   shown.forEach(fill);
@@ -359,12 +364,13 @@ byId("print").addEventListener("click", async () => {
 
 byId("threshold").hidden = records.length === 0;
 viewer.querySelector(".of-truth").hidden = !data.masks;
-new ResizeObserver(() => {
+function redraw() {
   drawChart();
   count();
-}).observe(byId("chart"));
-drawChart();
+}
+
+new ResizeObserver(redraw).observe(byId("chart"));
+redraw();
 toSlider();
-count();
 filter();
 drawLegend();

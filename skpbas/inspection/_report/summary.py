@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -43,14 +43,24 @@ class ReportSummary:
     def of(cls, found: Inspected, path: Path) -> Self:
         """Count what was found."""
         verdicts = [record.verdict for record in found.records]
-        counts = [verdicts.count(verdict) for verdict in ("anomalous", "unsure", "normal")]
-        unreadable = [name for name, _ in found.unreadable]
+        counted = cls(
+            path,
+            n_anomalous=verdicts.count("anomalous"),
+            n_unsure=verdicts.count("unsure"),
+            n_normal=verdicts.count("normal"),
+            unreadable=[name for name, _ in found.unreadable],
+        )
         if not found.known:
-            return cls(path, *counts, unreadable)
+            return counted
         flagged = [(record.verdict == "anomalous", bool(record.defective)) for record in found.records]
-        false_alarms, misses = flagged.count((True, False)), flagged.count((False, True))
         n_defective = sum(defective for _, defective in flagged)
-        return cls(path, *counts, unreadable, false_alarms, misses, len(flagged) - n_defective, n_defective)
+        return replace(
+            counted,
+            false_alarms=flagged.count((True, False)),
+            misses=flagged.count((False, True)),
+            n_good=len(flagged) - n_defective,
+            n_defective=n_defective,
+        )
 
     @property
     def n_inspected(self) -> int:

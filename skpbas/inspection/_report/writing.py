@@ -16,7 +16,7 @@ from skpbas._inputs.mask_reader import with_maps
 from skpbas._training.saving import write_atomically
 from skpbas.errors import InvalidImageError, StorageError
 from skpbas.inspection._report.page import page_of
-from skpbas.inspection._report.pictures import photo_bytes
+from skpbas.inspection._report.pictures import share_of_page
 from skpbas.inspection._report.records import how_resized, inspect
 from skpbas.inspection._report.summary import ReportSummary
 from skpbas.inspection._report.truth import Truth
@@ -53,7 +53,7 @@ def write_report(
     detector : PBASDetector, ConformalThreshold or OnnxDetector
         Fitted.
     images : array, sequence or iterable of images
-        An iterator is read once, to its end; one image is held at a time, and its pictures, about 20 KB, to the end.
+        An iterator is read once, to its end; one image is held at a time, and its pictures, up to 80 KB, to the end.
     path : str or Path
         Of the file, such as "report.html". An existing one is replaced.
     labels : None, labels or masks
@@ -67,7 +67,7 @@ def write_report(
         As for :meth:`PBASDetector.verdicts() <skpbas.PBASDetector.verdicts>`; None: 0.05. An OnnxDetector has no other.
     picture_size : int, default=640
         Longer side of the pictures, in pixels, from 64 to 4,096. They are made coarser where more than about 350 images
-        would make a file of more than 30 MB; beyond 3,000 images it grows.
+        would make a file of more than 30 MB; beyond 2,000 images it grows.
     verbose : int, default=0
         1: a progress bar.
 
@@ -114,7 +114,11 @@ def write_report(
         check_unsure_rate(unsure_rate)
         if not hasattr(detector, "score_stream"):
             raise ValueError(f"unsure_rate={unsure_rate!r}: an exported detector has the rate of 0.05; pass None")
-    if isinstance(picture_size, bool) or not isinstance(picture_size, int) or not _SIZES[0] <= picture_size <= _SIZES[1]:
+    if (
+        isinstance(picture_size, bool)
+        or not isinstance(picture_size, int)
+        or not _SIZES[0] <= picture_size <= _SIZES[1]
+    ):
         raise ValueError(f"picture_size={picture_size!r}: expected a whole number of pixels from 64 to 4,096")
     items = check_stream(images, "images", each=False)
     truth = Truth.of(labels, masks, items, with_maps(detector).map_shape_, how_resized(detector))
@@ -124,7 +128,7 @@ def write_report(
         truth,
         unsure_rate=unsure_rate,
         picture_size=picture_size,
-        picture_bytes=photo_bytes(len(items) if hasattr(items, "__len__") else _USUAL_NUMBER),
+        share=share_of_page(len(items) if hasattr(items, "__len__") else _USUAL_NUMBER),
         show_progress=bool(verbose),
     )
     if not found.records and not found.unreadable:
