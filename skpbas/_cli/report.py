@@ -103,6 +103,8 @@ def run(arguments: argparse.Namespace, echo: Echo = print) -> int:
 
 
 def _opened(path: Path, device: str) -> Any:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; fit a detector and save it first")
     if path.suffix.lower() == ".onnx":
         from skpbas.runtime import OnnxDetector
 

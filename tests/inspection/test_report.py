@@ -31,6 +31,7 @@ from skpbas.inspection import write_report
 from skpbas.inspection._report import page
 from skpbas.inspection._report.outlines import as_path, outlines
 from skpbas.inspection._report.pictures import heat, legend, photo, photo_bytes, share_of_page
+from skpbas.masks import ignoring
 from skpbas.runtime import OnnxDetector
 
 ATTACK = "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'>\"&amp;"
@@ -256,6 +257,20 @@ def test_settings_that_are_not_the_defaults_are_shown_with_the_defaults(written)
     assert cells[at + 1] == '"wide_resnet50_2"'
 
 
+def test_an_image_is_unsure_up_to_the_given_rate(detector, tmp_path):
+    images, _, _ = parts()
+    summary = write_report(detector, images, tmp_path / "report.html", unsure_rate=0.5)
+    assert summary.n_unsure == (detector.verdicts(images, 0.5) == "unsure").sum()
+
+
+def test_images_with_ignored_regions_are_scored_without_them(detector, tmp_path):
+    images, _, masks = parts()
+    without = ignoring(images, np.pad(masks[-1][16:48, 24:72], ((16, 16), (24, 24))))
+    write_report(detector, without, tmp_path / "report.html")
+    margins = [record["margin"] for record in parsed(tmp_path / "report.html").data["records"]]
+    np.testing.assert_array_equal(margins, np.sort(detector.decision_function(without)))
+
+
 # The file -------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +314,36 @@ def test_pictures_are_as_wide_and_high_as_the_images(written):
         picture = document.picture(i)
         assert picture["size"] == [96, 64]
         assert Image.open(io.BytesIO(base64.b64decode(picture["photo"]))).size == (96, 64)
+
+
+def points_of(path: str) -> np.ndarray:
+    """The points x, y of a path of curves."""
+    curves = [re.findall(r"(-?[\d.]+),(-?[\d.]+)", curve) for curve in path.split("Z") if curve]
+    return np.concatenate([np.cumsum(np.array(curve, float), axis=0) for curve in curves])
+
+
+def test_the_outline_of_a_mask_is_in_pixels_of_the_image(written):
+    document = parsed(written[0])
+    for i, record in enumerate(document.data["records"]):
+        outline = document.picture(i)["truth"]
+        assert bool(outline) == record["defective"]
+        if outline:
+            points = points_of(outline)
+            np.testing.assert_allclose([*points.min(0), *points.max(0)], [30, 20, 60, 38], atol=0.11)
+
+
+@pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
+def test_maps_and_contours_lie_where_a_crop_has_seen_the_image(tmp_path):
+    cropping = small_detector(max_epochs=1, resize="crop", image_size=48).set_params(backbone="embedded")
+    cropping.fit(textured_images(8, 96)[:, :64])
+    images, labels, masks = parts()
+    write_report(cropping, images, tmp_path / "report.html", labels=labels, masks=masks)
+    document = parsed(tmp_path / "report.html")
+    pictures = [document.picture(i) for i in range(len(images))]
+    assert all(picture["view"] == [16, 0, 64, 64] for picture in pictures)
+    points = np.concatenate([points_of(picture["contour"]) for picture in pictures if picture["contour"]])
+    assert points[:, 0].min() >= 15.9
+    assert points[:, 0].max() <= 80.1
 
 
 def test_a_thousand_images_of_noise_with_maps_full_of_regions_need_less_than_30_mb():
@@ -604,7 +649,7 @@ def test_the_slider_counts_as_predict_does_and_as_another_threshold_would(opened
     tab.select_option("#show", "false alarms")
     assert len(shown_names(tab)) == (~defective).sum()
     tab.click("#reset")
-    assert tab.inner_text("#chosen") == "0, the detector's own"
+    assert "the detector's own threshold" in tab.inner_text("#chosen")
     check(detector.predict(readable) == -1)
     tab.focus("#threshold")
     tab.keyboard.press("ArrowLeft")
@@ -716,6 +761,12 @@ def test_pictures_far_below_are_decoded_when_they_come_near(opened, tmp_path):
     tab.locator("#table tbody tr").last.scroll_into_view_if_needed()
     tab.wait_for_selector("#table tbody tr:last-child svg")
     assert tab.locator("#table tbody svg").count() < 60
+
+
+def test_a_report_without_a_readable_image_opens(opened, detector, tmp_path):
+    write_report(detector, [tmp_path / "gone.png"], tmp_path / "report.html")
+    tab = opened(tmp_path / "report.html")
+    assert tab.inner_text("#unreadable").splitlines()[-1].split() == ["gone.png", "no", "such", "file"]
 
 
 def test_real_images_make_a_report(opened, tmp_path):

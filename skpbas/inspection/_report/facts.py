@@ -28,8 +28,8 @@ def fitted_rows(detector: Any, found: Inspected) -> Rows:
     height, width = maker.map_shape_
     rows.append(("input of the network", f"{height} x {width} pixels (height x width)"))
     rows.append(("offset_, on score_samples", f"{found.offset:.6g}"))
-    if found.unsure_margin is not None:
-        rows.append(("unsure", f"margins from 0 to {found.unsure_margin:.4g}"))
+    unsure = f"margins from 0 to {found.unsure_margin:.4g}" if found.unsure_margin else "no images"
+    rows.append(("unsure", unsure))
     rows.append(("map_threshold_, on anomaly maps", f"{found.map_threshold:.6g}"))
     if (device := getattr(maker, "device_", getattr(maker, "provider", None))) is not None:
         rows.append(("computed on", str(device)))

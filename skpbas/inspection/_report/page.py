@@ -156,8 +156,9 @@ def _unreadable(found: Inspected, names: dict[str, str]) -> str:
 def _differences(found: Inspected, names: dict[str, str]) -> str:
     if not found.differences:
         return ""
-    folder = next((name[: -len(short)] for name, short in names.items() if name.endswith(short)), "")
-    texts = [text.replace(folder, "") if folder else text for text in found.differences]
+    texts = list(found.differences)
+    for name, short in names.items():
+        texts = [text.replace(name, short) for text in texts]
     items = "".join(f"<li>{_text(text[0].upper() + text[1:])}.</li>" for text in texts)
     return (
         '<section class="note" id="differences"><h2>Not like the training images</h2><p>Margins may mean less than '

@@ -146,7 +146,7 @@ last += room;
 
 const kinds = data.known
   ? [["good", "bar-normal", (r) => !r.defective], ["defective", "bar-anomalous", (r) => r.defective]]
-  : verdicts.toReversed().map((verdict) => [verdict, `bar-${verdict}`, (r) => r.verdict === verdict]);
+  : [...verdicts].reverse().map((verdict) => [verdict, `bar-${verdict}`, (r) => r.verdict === verdict]);
 let chosenLine;
 let across;
 
@@ -236,7 +236,9 @@ function count() {
     ...parts.map(([id, words, text]) => html("span", {}, `${words}: `, html("strong", { id }, text))),
   );
   const own = threshold === 0;
-  byId("chosen").textContent = own ? "0, the detector's own" : `margin ${number(threshold)}: decision_function(images) < ${Number(threshold.toPrecision(6))}`;
+  byId("chosen").textContent = own
+    ? "Counted at margin 0, the detector's own threshold."
+    : `Counted at margin ${number(threshold)}: decision_function(images) < ${Number(threshold.toPrecision(6))}`;
   byId("reset").hidden = own;
   byId("threshold").setAttribute("aria-valuetext", `margin ${number(threshold)}`);
   for (const end of ["x1", "x2"]) chosenLine.setAttribute(end, across(threshold));
