@@ -303,6 +303,12 @@ def test_hostile_text_stays_text(written):
     assert document.of("h1")[0][1] == f"Line 4 {ATTACK}"
 
 
+def test_embedded_data_cannot_end_their_element():
+    text = page._json({"name": ATTACK, "more": "<!-- \u2028"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"name": ATTACK, "more": "<!-- \u2028"}
+
+
 def test_a_name_that_is_no_unicode_is_shown_with_its_bytes(detector, tmp_path):
     write_report(detector, [tmp_path / "part\udcff.png", tmp_path / "x" / "b.png"], tmp_path / "report.html")
     assert "part\\udcff.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -645,6 +651,9 @@ def test_the_slider_counts_as_predict_does_and_as_another_threshold_would(opened
         threshold = float(tab.inner_text("#chosen").split(" < ")[1])
         check(margins < threshold)
         seen.add(counted(tab, "flagged"))
+        for chosen in ("flagged", "false alarms", "misses"):
+            tab.select_option("#show", chosen)
+            assert len(shown_names(tab)) == counted(tab, chosen.replace(" ", "-"))
     assert {0, len(readable)} <= seen
     tab.select_option("#show", "false alarms")
     assert len(shown_names(tab)) == (~defective).sum()
