@@ -9,7 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skpbas import calibration, datasets, export, masks, metrics, model_selection, presets, runtime, scorers
+    from skpbas import (
+        calibration,
+        datasets,
+        export,
+        inspection,
+        masks,
+        metrics,
+        model_selection,
+        presets,
+        runtime,
+        scorers,
+    )
     from skpbas import distributed as distributed
     from skpbas._decisions.regions import Region
     from skpbas._features.entries import trim_memory
@@ -28,6 +39,7 @@ __all__ = [
     "calibration",
     "datasets",
     "export",
+    "inspection",
     "load",
     "masks",
     "metrics",
