@@ -19,7 +19,8 @@ from skpbas._inputs.geometry import Geometry
 from skpbas.errors import FileFormatError, InvalidImageError
 from skpbas.export import to_onnx
 from skpbas.masks import ignoring
-from skpbas.runtime import PROVIDERS, OnnxDetector
+from skpbas.runtime import OnnxDetector
+from skpbas.runtime._providers import PROVIDERS
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -325,3 +326,46 @@ def test_a_map_at_the_size_of_its_image_needs_no_torch(resize):
     geometry = Geometry.of((50, 77), (32, 32), resize)
     expected = geometry.to_input(torch.from_numpy(anomaly_map)).numpy()
     np.testing.assert_allclose(geometry.array_to_input(anomaly_map), expected, rtol=0, atol=1e-6)
+
+
+# bfloat16 -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_bfloat16():
+    """Open a file in bfloat16, or skip where that is not possible."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no instructions for bfloat16")
+    return lambda path: OnnxDetector(path, precision="bfloat16", n_threads=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_in_bfloat16_scores_and_maps_are_those_of_float32_but_for_its_rounding(name, exported, images, in_bfloat16):
+    exact, rounded = OnnxDetector(exported[name][1], n_threads=1), in_bfloat16(exported[name][1])
+    scores = exact.score_samples(images)
+    np.testing.assert_allclose(rounded.score_samples(images), scores, rtol=0.1)  # 8 bits, over some layers
+    assert (rounded.score_samples(images) != scores).any()  # it was computed otherwise
+    for actual, expected in zip(rounded.anomaly_map(images), exact.anomaly_map(images), strict=True):
+        assert np.abs(actual - expected).mean() < 0.02  # single features of so small a network may cancel
+
+
+def test_threads_that_share_a_detector_in_bfloat16_get_the_scores_of_their_own_images(exported, images, in_bfloat16):
+    detector = in_bfloat16(exported["whole"][1])
+    alone = [detector.score_samples([image])[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: detector.score_samples([image])[0], images * 3))
+    np.testing.assert_array_equal(together, alone * 3)
+
+
+def test_bfloat16_is_refused_where_it_cannot_be_had(exported, monkeypatch):
+    path = exported["whole"][1]
+    with pytest.raises(ValueError, match="precision='float16': choose"):
+        OnnxDetector(path, precision="float16")
+    with pytest.raises(ValueError, match="precision='bfloat16' needs provider='openvino'"):
+        OnnxDetector(path, provider="onnxruntime", precision="bfloat16")
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(ValueError, match="this processor has no instructions for it"):
+        OnnxDetector(path, precision="bfloat16")

@@ -17,7 +17,7 @@ from skpbas.core.model import PBASModel
 from skpbas.core.patch_scores import FusedScorer
 from skpbas.core.whole_images import FULL, HARMLESS
 from skpbas.errors import ExportError
-from skpbas.runtime import FORMAT
+from skpbas.runtime._providers import FORMAT
 
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths
 

@@ -16,7 +16,7 @@ from skpbas._inputs.parameters import WholeNumber
 from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
 from skpbas.export._network import Views, exportable, float32_copy, metadata_of, pixel_type, refusal
-from skpbas.export._resizing import put_resize_before
+from skpbas.export._onnx_resizing import put_resize_before
 
 _LOWEST_OPSET = 18
 

@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from skpbas._decisions.judging import UNSURE_RATE, Judge
@@ -256,8 +255,7 @@ def _recorded(
         picture=picture,
     )
     pixels = pixels_in_range(decoded.pixels)
-    view = torch.from_numpy(np.ascontiguousarray(geometry.view_of_array(pixels))).movedim(-1, 0)
-    statistics = ImageStatistics.of(decoded.pixels.dtype, pixels, view)
+    statistics = ImageStatistics.of(decoded.pixels.dtype, pixels, geometry.view_of_array(pixels).transpose(2, 0, 1))
     return record, ViewDetails(geometry, decoded.transparent, decoded.more_frames, statistics)
 
 

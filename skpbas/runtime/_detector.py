@@ -1,18 +1,8 @@
-"""Prediction with an exported detector: needs numpy, Pillow and ONNX Runtime or OpenVINO, and no torch.
-
-:func:`skpbas.export.to_onnx` writes the file. It works where only these are installed:
-``pip install --no-deps skpbas`` and ``pip install onnxruntime numpy pillow``.
-"""
+"""Prediction with an exported detector, from images to answers."""
 
 from __future__ import annotations
 
-import base64
-import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
-from itertools import product
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,17 +19,8 @@ from skpbas._inputs.geometry import Geometry
 from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
 from skpbas._inputs.notices import Notices, ViewDetails
 from skpbas.errors import FileFormatError, InvalidImageError
-
-__all__ = ["OnnxDetector"]
-
-FORMAT = 1
-"""Of the metadata that are written and read."""
-
-PROVIDERS = ("onnxruntime", "openvino")
-"""In the order in which "auto" tries them."""
-
-Run = Callable[[NDArray[Any]], Mapping[str, NDArray[np.float32]]]
-"""Images (1, H, W, 3) to the outputs of the graph."""
+from skpbas.runtime._providers import OPENED, PROVIDERS, imported
+from skpbas.runtime._tiles import Tiles
 
 
 class OnnxDetector:
@@ -114,10 +95,10 @@ class OnnxDetector:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
-        self.provider, module = _imported(provider)
-        opened = _OPENED[self.provider](module, file, precision, None if n_threads is None else int(n_threads))
+        self.provider, module = imported(provider)
+        opened = OPENED[self.provider](module, file, precision, None if n_threads is None else int(n_threads))
         self.metadata_ = opened.metadata
-        self._tiles = _Tiles(opened.metadata) if "tiles" in opened.metadata else None
+        self._tiles = Tiles(opened.metadata) if "tiles" in opened.metadata else None
         self.map_shape_: tuple[int, int] = tuple(self.metadata_["map_shape"])
         self.offset_ = float(self.metadata_["offset"])
         self.map_threshold_ = float(self.metadata_["map_threshold"])
@@ -334,179 +315,11 @@ class OnnxDetector:
         return np.ascontiguousarray(np.broadcast_to(pixels, (*geometry.view_shape, 3)))[None], details
 
 
-class _Tiles:
-    """An image tile by tile: what :class:`~skpbas.core.tiling.Tiling` and ``WholeImages`` do, in numpy."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        tiles, whole = metadata["tiles"], metadata.get("whole_images")
-        self.image_shape: tuple[int, int] = tuple(metadata["map_shape"])
-        self.shape: tuple[int, int] = tuple(tiles["shape"])
-        self.tops, self.lefts = tiles["tops"], tiles["lefts"]
-        self.row_weights, self.column_weights = _unpacked(tiles["row_weights"]), _unpacked(tiles["column_weights"])
-        self.whole = whole
-        if whole is not None:
-            self.center, self.known = _unpacked(whole["center"]), _unpacked(whole["known"])
-
-    def scored(self, view: NDArray[Any], run: Run) -> tuple[float, NDArray[np.float32]]:
-        """Return the image score, higher for more anomalous, and the anomaly map of a view (1, H, W, 3)."""
-        blended = np.zeros(self.image_shape, np.float32)
-        scores, descriptions = [], []
-        height, width = self.shape
-        for (i, top), (j, left) in product(enumerate(self.tops), enumerate(self.lefts)):
-            outputs = run(np.ascontiguousarray(view[:, top : top + height, left : left + width]))
-            weights = self.row_weights[i][:, None] * self.column_weights[j]
-            blended[top : top + height, left : left + width] += outputs["map"][0] * weights
-            scores.append(float(outputs["score"][0]))
-            descriptions.append(outputs["description"][0])
-        return max(scores) + self._unlike(np.mean(descriptions, axis=0)), blended
-
-    def _unlike(self, description: NDArray[np.float32]) -> float:
-        """Return what is added to the score of an image with this description (D,)."""
-        if self.whole is None:
-            return 0.0
-        differences = (description - self.center).astype(np.float64) - self.known
-        distance = float(np.sqrt(np.square(differences).sum(1).min()))
-        added: float = self.whole["slope"] * max(distance - self.whole["free"], 0.0)
-        return added
-
-
-# Providers ------------------------------------------------------------------------------------------------
-
-
-def _imported(provider: str) -> tuple[str, Any]:
-    """Return the name and the module of a provider that is installed."""
-    errors = []
-    for name in PROVIDERS if provider == "auto" else (provider,):
-        try:
-            return name, import_module(name)
-        except ImportError as error:
-            errors.append(f"{name}: {error}")
-    extras = " or ".join(
-        f"skpbas[{'onnx' if name == 'onnxruntime' else name}]" for name in PROVIDERS if provider in ("auto", name)
-    )
-    raise ImportError(f"OnnxDetector needs a runtime ({'; '.join(errors)}): pip install {extras}")
-
-
-class _OnnxRuntime:
-    def __init__(self, module: Any, path: Path, precision: str, n_threads: int | None) -> None:
-        options = module.SessionOptions()
-        options.log_severity_level = 3
-        if n_threads is not None:
-            options.intra_op_num_threads = n_threads
-        with _reading(path):
-            self.session = module.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.metadata = _checked(self.session.get_modelmeta().custom_metadata_map.get("skpbas"), path)
-
-    def prepared(self, shape: tuple[int, ...]) -> Run:
-        names = [output.name for output in self.session.get_outputs()]
-        return lambda images: dict(zip(names, self.session.run(names, {"images": images}), strict=True))
-
-
-class _OpenVino:
-    def __init__(self, module: Any, path: Path, precision: str, n_threads: int | None) -> None:
-        self.module, self.core, self.precision = module, module.Core(), precision
-        if precision == "bfloat16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError("precision='bfloat16': this processor has no instructions for it; 'float32' works")
-        # its own choice of precision would be bfloat16 for everything where the processor has it
-        self.config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if n_threads is not None:
-            self.config["INFERENCE_NUM_THREADS"] = str(n_threads)
-        with _reading(path):
-            self.model = self.core.read_model(str(path))
-        found = self.model.has_rt_info(["framework", "skpbas"])
-        text = self.model.get_rt_info(["framework", "skpbas"]).astype(str) if found else None
-        self.metadata = _checked(text, path)
-        if precision == "bfloat16" and not self._borders():
-            raise FileFormatError(f"{path} does not say what bfloat16 is enough for: export the detector again")
-
-    def prepared(self, shape: tuple[int, ...]) -> Run:
-        self.model.reshape({"images": list(shape)})  # a fixed shape is faster
-        if self.precision == "float32":
-            whole = _requested(self.core.compile_model(self.model, "CPU", self.config))
-            return lambda images: whole({"images": images})
-        start, rest = self._divided()
-        fast = {**self.config, "INFERENCE_PRECISION_HINT": "bf16"}
-        started = _requested(self.core.compile_model(start, "CPU", fast))
-        finished = _requested(self.core.compile_model(rest, "CPU", self.config))
-        return lambda images: finished(started({"images": images}))
-
-    def _borders(self) -> dict[str, Any]:
-        """Return by name the values up to which the graph may be computed in bfloat16."""
-        return {
-            name: output
-            for node in self.model.get_ordered_ops()
-            for output in node.outputs()
-            for name in output.get_names()
-            if name.startswith(("level_", "inner_"))
-        }
-
-    def _divided(self) -> tuple[Any, Any]:
-        """Return the model from images to these values, and that of everything behind them."""
-        openvino, borders = self.module, self._borders()
-        start = openvino.Model(list(borders.values()), self.model.get_parameters()).clone()
-        inputs = []
-        for name, border in borders.items():
-            given = openvino.opset13.parameter(border.get_shape(), border.get_element_type(), name=name)
-            given.output(0).set_names({name})
-            for target in border.get_target_inputs():
-                target.replace_source_output(given.output(0))
-            inputs.append(given)
-        return start, openvino.Model(self.model.get_results(), inputs)
-
-
-def _requested(compiled: Any) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]]:
-    """Return a compiled model as a function that any thread may call."""
-    names = [output.get_any_name() for output in compiled.outputs]
-    requests = threading.local()  # a request computes for one thread at a time
-
-    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
-        results = requests.own.infer(inputs, share_inputs=True)
-        return {name: np.array(results[name]) for name in names}  # the request uses its memory again
-
-    return run
-
-
-_OPENED: dict[str, type[_OnnxRuntime] | type[_OpenVino]] = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVino}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Convert any error of a runtime that reads a file to a FileFormatError that names it."""
-    try:
-        yield
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise FileFormatError(f"{path} cannot be read as an ONNX file: {lines[0]}") from error
-
-
-def _checked(text: str | None, path: Path) -> dict[str, Any]:
-    """Return the metadata of a file."""
-    if text is None:
-        raise FileFormatError(f"{path} is not a detector: it was not written by skpbas.export.to_onnx")
-    try:
-        metadata: dict[str, Any] = json.loads(text)
-        number = metadata["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path} is damaged: its metadata cannot be read ({error!r})") from error
-    if number != FORMAT:
-        raise FileFormatError(
-            f"{path} has format {number}, and this version of skpbas reads {FORMAT}: export the detector again"
-        )
-    return metadata
-
-
 def _good_statistics(metadata: Mapping[str, Any], path: Path) -> GoodStatistics:
     found = GoodStatistics.from_note(metadata.get("good_statistics"))
     if found is None:
         raise FileFormatError(f"{path} is damaged: it has no valid good_statistics; export the detector again")
     return found
-
-
-def _unpacked(packed: Mapping[str, Any]) -> NDArray[np.float32]:
-    values = np.frombuffer(base64.b64decode(packed["float32"]), dtype="<f4").reshape(packed["shape"])
-    return values.astype(np.float32)
 
 
 def _stacked(arrays: list[NDArray[Any]]) -> Any:
