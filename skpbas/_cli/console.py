@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,6 +19,8 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 """Exit codes: the last two are those of a program that a signal ended."""
 
 _OUR_WARNINGS = (UserWarning, RuntimeWarning)
+
+_POSITION = re.compile(r"\b(?:X|images|masks)\[\d+\] \(([^()]+)\)")
 
 T = TypeVar("T")
 
@@ -39,8 +42,8 @@ def note(line: str) -> None:
 
 
 def one_line(text: object) -> str:
-    """Return a text with all its white space as single blanks."""
-    return " ".join(str(text).split())
+    """Return a text with all its white space as single blanks, and files without their positions in a sequence."""
+    return _POSITION.sub(r"\1", " ".join(str(text).split()))
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:

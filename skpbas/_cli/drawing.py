@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skpbas._cli.colormap import contour, overlay, pinned
+from skpbas._decisions.regions import Region
 from skpbas.errors import StorageError
 
 CONTOUR = (0, 255, 255)
 """A color that the color table does not have."""
 
 _LINES_PER_SIDE = 320  # widths of a contour in the shorter side of an image
-_FAINT = 0.35  # on the scale of colors: what is below hides nothing of the image
+_FAINT, _STRONGEST = 0.35, 0.7  # on the scale of colors, what is below hides nothing; the image shines through
 
 RGB = NDArray[np.uint8]
 
@@ -30,14 +32,28 @@ def as_shown(pixels: NDArray[Any]) -> RGB:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
 
 
-def overlaid(image: RGB, anomaly_map: NDArray[np.float32], threshold: float) -> RGB:
-    """Return an image (H, W, 3) with its anomaly map (H, W) over it, and the contour at the threshold."""
+def overlaid(
+    image: RGB, anomaly_map: NDArray[np.float32], threshold: float, regions: Sequence[Region] | None = None
+) -> RGB:
+    """Return an image (H, W, 3) with its anomaly map (H, W) over it, and the contours of regions.
+
+    ``regions`` are those above the threshold if None; an image may be anomalous without any, and then has another one.
+    """
     scaled = pinned(anomaly_map, threshold)
-    strength = np.clip((scaled - _FAINT) / (1 - _FAINT), 0.0, 1.0)
+    strength = _STRONGEST * np.clip((scaled - _FAINT) / (1 - _FAINT), 0.0, 1.0)
     shown = overlay(image, scaled, 0.0, 1.0, strength)
     thickness = max(1, round(min(image.shape[:2]) / _LINES_PER_SIDE))
-    shown[contour(anomaly_map > threshold, thickness)] = CONTOUR
+    shown[contour(anomaly_map > threshold if regions is None else mask_of(regions, image.shape), thickness)] = CONTOUR
     return shown
+
+
+def mask_of(regions: Sequence[Region], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Return the pixels of regions as a mask (H, W)."""
+    mask = np.zeros((shape[0], shape[1]), bool)
+    for region in regions:
+        top, left, height, width = region.bbox
+        mask[top : top + height, left : left + width] |= region.mask
+    return mask
 
 
 class PictureNames:

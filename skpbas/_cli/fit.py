@@ -21,7 +21,7 @@ examples:
   skpbas fit parts/good -o part.skpbas --holdout parts/more-good
   skpbas fit parts/good -o part.skpbas --image-size 384
   skpbas fit boards/good -o board.skpbas --tile 512
-  skpbas fit parts/good -o part.skpbas --backbone resnet18 --weights resnet18.pth
+  skpbas fit parts/good -o part.skpbas --backbone resnet18 --weights r18.pth
   skpbas fit parts/good -o part.skpbas --false-alarm-rate 0.05 --random-state 0
 
 exit codes: 0 done, 2 wrong use, 3 done, but some images could not be read

@@ -53,8 +53,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--maps",
         type=Path,
         metavar="DIR",
-        help="folder for a picture of each image, of its own size: the anomaly map over it, and a contour at the "
-        "threshold; equal colors mean equal values in all pictures of a detector",
+        help="folder for a picture of each image, of its own size: the anomaly map over it, and the contours of its "
+        "regions; equal colors mean equal values in all pictures of a detector",
     )
     parser.add_argument("--fail-on-anomaly", action="store_true", help="exit code 1 if an image is anomalous")
     parser.add_argument(
@@ -202,7 +202,7 @@ class _Output:
         except InvalidImageError as error:
             return None, Inspection(inspection.path, error=console.one_line(error))
         at_input = self.inspector.at_input(inspection.anomaly_map, shown.shape[:2])
-        save_picture(overlaid(shown, at_input, self.inspector.threshold), picture)
+        save_picture(overlaid(shown, at_input, self.inspector.threshold, inspection.regions), picture)
         return picture, inspection
 
     def summary(self) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +25,17 @@ if TYPE_CHECKING:
     from skpbas import PBASDetector
 
 EXTENTS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
-"""Extents of generated defects, as fractions of the shorter side of an image."""
+"""Extents of drawn defects, as fractions of the shorter side of an image."""
+
+GENERATED, SPOTS = "defects", "spots"
+CONTRAST = 60 / 255
+"""Of spots: how much darker or brighter they are than the surface, as a fraction of the range of the image's type."""
 
 _N_IMAGES = 20  # that get a defect of each extent
 _N_TIMED = 8
 _LONGEST_PROBE = 120  # seconds
-_SMALLEST_EXTENT = 4.0  # pixels: that of generated defects
+_SMALLEST = {GENERATED: 4.0, SPOTS: 2.0}  # pixels: generated defects are no smaller
+_EDGE = 0.15  # of a side, where no spot is drawn
 _FEW = 20
 _REDUCED = 1.5  # times that an image is made smaller, from which a larger input shows more
 _COARSE = 0.03  # of the shorter side: smaller defects are what most inspections are for
@@ -36,7 +44,7 @@ _SHOWN_NAMES = 10
 
 @dataclass(frozen=True)
 class DefectSizes:
-    """How many generated defects of each extent score beyond the threshold.
+    """How many images with a drawn defect of each extent score beyond the threshold.
 
     Attributes
     ----------
@@ -97,61 +105,131 @@ def readiness_card(
                 *([("  left out", f"{len(left_out) - _SHOWN_NAMES} more")] if len(left_out) > _SHOWN_NAMES else []),
                 ("false alarms", _expected(detector)),
                 ("", _false_alarms(detector, holdout)),
-                ("generated defects", _share_found(sizes, on_holdout=bool(holdout))),
+                (
+                    "generated defects",
+                    f"on {'good images that were not learned' if holdout else _of_training(detector)}",
+                ),
+                ("", f"{_share(sizes[GENERATED])} scratches and pasted patches, of any contrast"),
+                ("", f"{_share(sizes[SPOTS])} spots, {CONTRAST:.0%} of white darker or brighter than the surface"),
                 *[("", line) for line in _by_size(sizes)],
-                ("smallest defect", _smallest(sizes, detector)),
+                ("smallest defect", _smallest(sizes[SPOTS], detector)),
                 ("a prediction", _cost(seconds, memory, detector)),
             ]
         ),
         "advice",
-        *[f"  - {line}" for line in advice(detector, sizes)],
+        *[f"  - {line}" for line in advice(detector, sizes[SPOTS])],
     ]
 
 
 # Measuring ------------------------------------------------------------------------------------------------
 
 
-def defect_sizes(detector: PBASDetector, images: Sequence[Path], n_images: int = _N_IMAGES) -> DefectSizes:
-    """Draw a defect of each extent on copies of images, spread over all, and count those that are found."""
+def defect_sizes(detector: PBASDetector, images: Sequence[Path], n_images: int = _N_IMAGES) -> dict[str, DefectSizes]:
+    """Draw defects of each extent on copies of images, spread over all, and count those that are found.
+
+    A copy of a training image is scored as if that were new, too: its own exemplars do not count.
+
+    Returns
+    -------
+    dict
+        For :data:`GENERATED`, scratches and pasted patches as of ``synthetic_validation``, and for :data:`SPOTS`,
+        round and of one contrast.
+    """
     from skpbas._inputs.decoding import decode
 
     chosen = np.unique(np.linspace(0, len(images) - 1, min(n_images, len(images))).round().astype(int)).tolist()
     sides: list[int] = []
-    extents: list[float] = []
+    drawn: list[tuple[str, float]] = []  # ("", 0): an image as it is, before its copies
 
     def copies() -> Iterator[NDArray[Any]]:
         for number, index in enumerate(chosen):
             pixels = decode(images[index], str(images[index])).pixels
             sides.append(min(pixels.shape[:2]))
-            for place, extent in enumerate(EXTENTS):
-                if extent * sides[-1] < _SMALLEST_EXTENT:
+            drawn.append(("", 0.0))
+            yield pixels
+            for place, (kind, extent) in enumerate(product(_SMALLEST, EXTENTS)):
+                if extent * sides[-1] < _SMALLEST[kind]:
                     continue
-                copy = _with_defect(pixels, extent, ("cut_paste", "scratch")[(number + place) % 2], number)
+                copy = _DRAW[kind](pixels, extent, len(EXTENTS) * number + place)
                 if copy is not None:
-                    extents.append(extent)
+                    drawn.append((kind, extent))
                     yield copy
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a defect may make an image unlike those of fit: it is meant to
-        shown = console.progress(copies(), "measuring", len(chosen) * len(EXTENTS))
-        labels = [result.label for result in detector.score_stream(shown, maps=False)]
-    used = tuple(extent for extent in EXTENTS if extent in extents)
-    of_used = [[label for at, label in zip(extents, labels, strict=True) if at == extent] for extent in used]
-    return DefectSizes(
-        used, tuple(of.count(-1) for of in of_used), tuple(map(len, of_used)), float(np.median(sides)) if sides else 0.0
-    )
+        shown = console.progress(copies(), "measuring", len(chosen) * (len(_SMALLEST) * len(EXTENTS) + 1))
+        flagged = list(_flagged(detector, shown, lambda i: not drawn[i][0]))
+    return {kind: _counted(kind, drawn, flagged, float(np.median(sides))) for kind in _SMALLEST}
 
 
-def _with_defect(pixels: NDArray[Any], extent: float, kind: str, seed: int) -> NDArray[Any] | None:
+def _counted(kind: str, drawn: Sequence[tuple[str, float]], flagged: Sequence[bool], side: float) -> DefectSizes:
+    of_extents = {
+        extent: [found for one, found in zip(drawn, flagged, strict=True) if one == (kind, extent)]
+        for extent in EXTENTS
+        if (kind, extent) in drawn
+    }
+    found, tried = (tuple(map(of, of_extents.values())) for of in (sum, len))
+    return DefectSizes(tuple(of_extents), found, tried, side)
+
+
+def _flagged(detector: PBASDetector, images: Iterable[Any], is_source: Callable[[int], bool]) -> Iterator[bool]:
+    """Yield whether each image is beyond the threshold; those behind a training image are scored as if it were new."""
+    from skpbas._features.scoring import score
+    from skpbas.core.devices import callers_modes_left
+    from skpbas.errors import InvalidImageError
+
+    model, index = detector.model_, None
+    bias = float(getattr(model.patch_scorer, "bias", 1.0))  # of scores without an image's own exemplars
+    level_maps = detector._level_maps(iter(images), model.extractor, detector._reading)
+    with callers_modes_left(grad=False):
+        for number, (_, batch) in enumerate(level_maps.one_by_one()):
+            if isinstance(batch, InvalidImageError):
+                raise batch
+            if is_source(number):
+                index = batch.training_index
+            (value,) = score(model, dataclasses.replace(batch, training_index=index)).sample_scores
+            as_new = index is not None and bool((index >= 0).all())
+            yield value * (bias if as_new else 1.0) < detector.offset_
+
+
+def _with_defect(pixels: NDArray[Any], extent: float, seed: int) -> NDArray[Any] | None:
     """Return a copy of an image with a generated defect; None if no place shows it."""
     from skpbas.errors import InvalidImageError
     from skpbas.model_selection import synthetic_validation
 
+    kind = ("cut_paste", "scratch")[(seed + seed // len(EXTENTS)) % 2]
     try:
         (_, copy), *_ = synthetic_validation([pixels], kinds=[kind], size=(extent, extent), random_state=seed)
     except InvalidImageError:
         return None
     return copy
+
+
+def with_spot(pixels: NDArray[Any], extent: float, seed: int) -> NDArray[Any]:
+    """Return a copy of an image with a spot, which is darker or brighter as there is room for."""
+    rng = np.random.default_rng(seed)
+    shape, white = pixels.shape[:2], 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    top, left = rng.uniform(_EDGE, 1 - _EDGE, 2) * shape
+    radius = extent * min(shape) / 2
+    rows, columns = (
+        np.arange(max(int(at - radius - 1), 0), min(int(at + radius + 2), side))
+        for at, side in zip((top, left), shape, strict=True)
+    )
+    distance = np.hypot(rows[:, None] + 0.5 - top, columns + 0.5 - left)
+    coverage = np.clip(radius + 0.5 - distance, 0.0, 1.0)
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    before = pixels[window].astype(np.float64)
+    level, either = before.mean() / white, float(rng.choice([-CONTRAST, CONTRAST]))
+    change = white * (CONTRAST if level < CONTRAST else -CONTRAST if level > 1 - CONTRAST else either)
+    after = np.clip(before + change * (coverage if pixels.ndim == 2 else coverage[..., None]), 0, white)
+    copy = pixels.copy()
+    copy[window] = np.rint(after) if pixels.dtype.kind == "u" else after
+    return copy
+
+
+_DRAW: Mapping[str, Callable[[NDArray[Any], float, int], NDArray[Any] | None]] = MappingProxyType(
+    {GENERATED: _with_defect, SPOTS: with_spot}
+)
 
 
 def time_of_prediction(detector: PBASDetector, images: Sequence[Path]) -> float:
@@ -228,10 +306,14 @@ def _false_alarms(detector: PBASDetector, holdout: Sequence[Path]) -> str:
     else:
         scores = detector._judge().normal_scores
         n_flagged, n = int((scores < detector.offset_).sum()), len(scores)
-        as_new = detector.patch_score == "fused" and detector.synthesis is not None
-        of = f"training images, scored as {'if they were new' if as_new else 'they are, which is too favorable'}"
+        of = _of_training(detector)
     low, high = interval(n_flagged, n)
     return f"measured: {n_flagged} of {n} {of}; so {low:.1%} to {high:.1%} with 95 % confidence"
+
+
+def _of_training(detector: PBASDetector) -> str:
+    as_new = detector.patch_score == "fused" and detector.synthesis is not None
+    return f"training images, scored as {'if they were new' if as_new else 'they are, which differs from new ones'}"
 
 
 def interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -243,30 +325,31 @@ def interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return low, float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
 
 
-def _share_found(sizes: DefectSizes, *, on_holdout: bool) -> str:
+def _share(sizes: DefectSizes) -> str:
     found, tried = sum(sizes.found), sum(sizes.tried)
-    if not tried:
-        return "none could be drawn: the images are too small or too plain"
-    on = "good images that were not learned" if on_holdout else "copies of training images"
-    return f"{found} of {tried} ({found / tried:.0%}) found at the threshold; scratches and pasted patches on {on}"
+    return f"{found} of {tried} ({found / tried:.0%})" if tried else "none of 0"
 
 
-def _by_size(sizes: DefectSizes) -> list[str]:
-    return [
-        f"{extent * sizes.side:5.0f} pixels ({extent:.0%} of the shorter side): {found / tried:4.0%} found"
-        for extent, found, tried in zip(sizes.extents, sizes.found, sizes.tried, strict=True)
-    ]
+def _by_size(sizes: Mapping[str, DefectSizes]) -> list[str]:
+    of_kinds = {
+        kind: dict(zip(of.extents, zip(of.found, of.tried, strict=True), strict=True)) for kind, of in sizes.items()
+    }
+    side, lines = sizes[SPOTS].side, []
+    for extent in sizes[SPOTS].extents:
+        shares = [f"{of[extent][0] / of[extent][1]:4.0%} of {kind}" for kind, of in of_kinds.items() if extent in of]
+        lines.append(f"{extent * side:5.0f} pixels ({extent:.0%} of the shorter side): {', '.join(shares)}")
+    return ["found at the threshold, by length or diameter:", *lines]
 
 
 def _smallest(sizes: DefectSizes, detector: PBASDetector) -> str:
     if not sizes.extents:
         return "not measured"
     if (smallest := sizes.smallest) is None:
-        return f"fewer than half are found even at {sizes.extents[-1] * sizes.side:.0f} pixels"
+        return f"fewer than half of the spots are found even at {sizes.extents[-1] * sizes.side:.0f} pixels"
     at_most = "or less, " if smallest == sizes.extents[0] else ""
     seen = smallest * min(detector.map_shape_)
     return (
-        f"about {smallest * sizes.side:.0f} pixels long, {at_most}is found half the time "
+        f"a spot of about {smallest * sizes.side:.0f} pixels, {at_most}is found half the time "
         f"({seen:.0f} pixels of the network's input)"
     )
 

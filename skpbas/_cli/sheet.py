@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from skpbas._cli.colormap import color_map, color_table, contour, pinned
-from skpbas._cli.drawing import CONTOUR, RGB, as_shown, overlaid
+from skpbas._cli.drawing import CONTOUR, RGB, as_shown, mask_of, overlaid
+from skpbas._decisions.regions import regions_of
 
 if TYPE_CHECKING:
     from skpbas import PBASDetector
@@ -72,12 +73,7 @@ def draw_sheet(
     """
     threshold = float(detector.map_threshold_)
     titles = ["image", *([] if masks is None else ["mask"]), "anomaly map", "overlay"]
-    rows = []
-    for index in shown:
-        mask = None if masks is None else masks[index]
-        rows.append(
-            _tiles(detector, data.test[index], predictions.anomaly_maps[index], threshold, mask, masks is not None)
-        )
+    rows = [_tiles(detector, data.test[i], predictions, i, () if masks is None else (masks[i],)) for i in shown]
     width = max(tile.shape[1] for row in rows for tile in row)
     heights = [max(row[0].shape[0], _ROW) for row in rows]
     total = _CAPTION_WIDTH + len(titles) * (width + _GAP)
@@ -97,26 +93,23 @@ def draw_sheet(
 
 
 def _tiles(
-    detector: PBASDetector,
-    item: Any,
-    anomaly_map: NDArray[np.float32],
-    threshold: float,
-    mask: NDArray[np.bool_] | None,
-    with_mask: bool,
+    detector: PBASDetector, item: Any, predictions: Predictions, index: int, masks: tuple[NDArray[np.bool_] | None, ...]
 ) -> list[RGB]:
-    """Return the pictures of a row, all of one size."""
+    """Return the pictures of a row, all of one size; one of its mask if there are masks at all."""
     from skpbas._inputs.decoding import decode
     from skpbas._inputs.geometry import Geometry
 
+    threshold = float(detector.map_threshold_)
     pixels = as_shown(decode(item, "image").pixels)
     height, width = shape_of_tile((pixels.shape[0], pixels.shape[1]))
     image = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
-    geometry = Geometry.of((height, width), detector.map_shape_, detector.resize)
-    at_tile = geometry.array_to_input(anomaly_map)
+    geometry = Geometry.of((height, width), detector.map_shape_, detector._reading.resize)
+    at_tile = geometry.array_to_input(predictions.anomaly_maps[index])
+    regions = regions_of(at_tile, threshold, at_least_one=predictions.margins[index] < 0)
     colors = color_map(pinned(at_tile, threshold), 0.0, 1.0)
-    colors[contour(at_tile > threshold, 1)] = CONTOUR
-    tiles = [image, colors, overlaid(image, at_tile, threshold)]
-    if with_mask:
+    colors[contour(mask_of(regions, (height, width)), 1)] = CONTOUR
+    tiles = [image, colors, overlaid(image, at_tile, threshold, regions)]
+    for mask in masks:
         seen = (
             np.zeros((height, width), bool) if mask is None else geometry.array_to_input(mask.astype(np.float32)) > 0.5
         )
