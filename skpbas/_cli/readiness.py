@@ -127,7 +127,8 @@ def readiness_card(
 def defect_sizes(detector: PBASDetector, images: Sequence[Path], n_images: int = _N_IMAGES) -> dict[str, DefectSizes]:
     """Draw defects of each extent on copies of images, spread over all, and count those that are found.
 
-    A copy of a training image is scored as if that were new, too: its own exemplars do not count.
+    A copy of a training image is scored as if that were new, too: its own exemplars do not count. Images that are
+    flagged without a defect are left out.
 
     Returns
     -------
@@ -163,13 +164,17 @@ def defect_sizes(detector: PBASDetector, images: Sequence[Path], n_images: int =
 
 
 def _counted(kind: str, drawn: Sequence[tuple[str, float]], flagged: Sequence[bool], side: float) -> DefectSizes:
-    of_extents = {
-        extent: [found for one, found in zip(drawn, flagged, strict=True) if one == (kind, extent)]
-        for extent in EXTENTS
-        if (kind, extent) in drawn
-    }
-    found, tried = (tuple(map(of, of_extents.values())) for of in (sum, len))
-    return DefectSizes(tuple(of_extents), found, tried, side)
+    """Count the copies that are flagged, of images that are not flagged without a defect."""
+    of_extents: dict[float, list[bool]] = {}
+    alarm = False
+    for (of_kind, extent), found in zip(drawn, flagged, strict=True):
+        if not of_kind:
+            alarm = found
+        elif of_kind == kind and not alarm:
+            of_extents.setdefault(extent, []).append(found)
+    extents = tuple(sorted(of_extents))
+    found_of, tried = (tuple(of(of_extents[extent]) for extent in extents) for of in (sum, len))
+    return DefectSizes(extents, found_of, tried, side)
 
 
 def _flagged(detector: PBASDetector, images: Iterable[Any], is_source: Callable[[int], bool]) -> Iterator[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +21,7 @@ Write = Callable[[Inspection, "Path | None"], None]
 def as_dict(inspection: Inspection, picture: Path | None = None) -> dict[str, Any]:
     """Return an inspection as JSON can hold it."""
     values = {
-        "file": str(inspection.path),
+        "file": shown(inspection.path),
         "label": inspection.label,
         "verdict": inspection.verdict,
         "margin": inspection.margin,
@@ -28,7 +29,12 @@ def as_dict(inspection: Inspection, picture: Path | None = None) -> dict[str, An
         "regions": None if inspection.error else [_region(region) for region in inspection.regions],
         "error": inspection.error,
     }
-    return values if picture is None else values | {"map": str(picture)}
+    return values if picture is None else values | {"map": shown(picture)}
+
+
+def shown(path: Path) -> str:
+    """Return a path as text, also where the locale knows fewer characters than the names of files have."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _region(region: Region) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def table_writer(echo: Callable[[str], None], width: int) -> Write:
         if not started:
             echo(f"{'file':{width}}  label  {'verdict':9}  {'margin':>9}  p_value  regions (top, left, height x width)")
             started = True
-        name = str(inspection.path)
+        name = shown(inspection.path)
         if inspection.error is not None:
             echo(f"{name:{width}}      -  unreadable")
             return

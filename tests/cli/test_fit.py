@@ -213,20 +213,30 @@ def test_the_threshold_decides_how_many_defects_are_found(detector, parts, monke
     images = sorted((parts / "train" / "good").iterdir())[:2]
     monkeypatch.setattr(detector, "offset_", -1e9)
     assert sum(defect_sizes(detector, images)[SPOTS].found) == 0
+
+
+def test_defects_on_images_that_are_flagged_without_one_are_not_counted(detector, parts, monkeypatch):
+    images = sorted((parts / "train" / "good").iterdir())
+    scores = detector.score_samples(images) * float(detector.model_.patch_scorer.bias)
+    monkeypatch.setattr(detector, "offset_", float(np.quantile(scores, 0.3)))
+    left = int((scores >= detector.offset_).sum())
+    assert 0 < left < 12
+    for sizes in defect_sizes(detector, images, 12).values():
+        assert sizes.tried == (left,) * len(sizes.extents)
     monkeypatch.setattr(detector, "offset_", 1e9)
-    for sizes in defect_sizes(detector, images).values():
-        assert sizes.found == sizes.tried
+    assert defect_sizes(detector, images, 2)[SPOTS].extents == ()
 
 
 def test_a_copy_of_a_training_image_is_scored_as_if_that_were_new(detector, parts, monkeypatch):
-    """A copy without a defect has the score of the training image itself, times the bias of leaving its own out."""
+    """A copy without a defect is as anomalous as the image itself, whose score is that without its own exemplars."""
     monkeypatch.setattr(readiness, "_DRAW", {GENERATED: lambda *_: None, SPOTS: lambda pixels, *_: pixels.copy()})
     images = sorted((parts / "train" / "good").iterdir())
     as_new = detector.score_samples(images) * float(detector.model_.patch_scorer.bias)
-    for offset in np.quantile(as_new, [0.25, 0.5, 0.75]):
-        monkeypatch.setattr(detector, "offset_", float(offset) + 1e-6)
-        sizes = defect_sizes(detector, images, 12)[SPOTS]
-        assert sizes.found == ((as_new < offset + 1e-6).sum(),) * len(sizes.extents)
+    margin = 1e-4 * abs(as_new).max()
+    monkeypatch.setattr(detector, "offset_", float(as_new.min()) - margin)
+    assert sum(defect_sizes(detector, images, 12)[SPOTS].found) == 0
+    monkeypatch.setattr(detector, "offset_", float(as_new.min()) + margin)
+    assert set(defect_sizes(detector, images, 12)[SPOTS].tried) == {11}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
