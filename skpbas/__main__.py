@@ -13,7 +13,7 @@ from skpbas._cli.console import run_safely
 from skpbas._cli.options import CommandParser
 
 COMMANDS = (fit, predict, evaluate, exporting, info, demo)
-"""Modules, each with ``add_parser(commands)``, which returns its parser, and ``run(arguments)``, the exit code."""
+"""Modules, each with ``add_parser(commands)`` and ``run(arguments)``, which returns the exit code."""
 
 _EXAMPLES = """\
 examples:
@@ -36,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=CommandParser)
     for module in COMMANDS:
-        of_command = module.add_parser(commands)
+        module.add_parser(commands)
+        of_command = list(commands.choices.values())[-1]
         of_command.set_defaults(run=module.run)
         of_command.add_argument("--version", action="version", version=version)
         of_command.add_argument(

@@ -149,8 +149,11 @@ def check_output(path: Path, option: str) -> None:
     """Refuse a file to write whose folder does not exist, before any work is done for it."""
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: give the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.absolute().parent}; create it first")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {parent}; create it first")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{option} {path}: the folder {parent} cannot be written")
 
 
 def made_folder(path: Path, option: str) -> Path:
@@ -181,15 +184,16 @@ def data_output(path: Path, option: str, *, append: bool = False) -> Iterator[Te
         return
     check_output(path, option)
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    if append:
-        with path.open("a", **text) as file:
+    if append or (path.exists() and not path.is_file()):  # a device or a pipe is not replaced
+        with path.open("a" if append else "w", **text) as file:
             yield file
         return
-    unfinished = path.with_name(f".{uuid4().hex}.part")
+    target = Path(os.path.realpath(path))  # a link stays one
+    unfinished = target.with_name(f".{uuid4().hex}.part")
     try:
         with unfinished.open("x", **text) as file:
             yield file
-        os.replace(unfinished, path)
+        os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -63,6 +63,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
     console.check_output(arguments.output, "--output")
+    if arguments.output.exists() and not arguments.output.is_file():
+        raise UsageError(f"--output {arguments.output} is no regular file: give another name")
     if arguments.output.suffix.lower() == ".onnx":
         raise UsageError(f"--output {arguments.output}: fit writes a .skpbas file; skpbas export makes ONNX of it")
     folder = _training_folder(arguments.folder)

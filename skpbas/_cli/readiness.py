@@ -383,6 +383,7 @@ def advice(detector: PBASDetector, sizes: DefectSizes) -> list[str]:
             + (f", or --tile {min(height, width)}, which inspects every pixel" if detector.tile is None else "")
         )
     elif smallest is None and sizes.extents:
-        lines.append("few defects are found: try another --backbone, such as resnet18, or more even light and position")
+        other = ", as may --backbone resnet18" if detector.backbone == "embedded" else ""
+        lines.append(f"few defects are found: a larger --false-alarm-rate, such as 0.05, misses fewer{other}")
     lines.append("generated defects are not real ones: measure on images of real ones with skpbas evaluate")
     return lines

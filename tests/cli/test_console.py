@@ -14,31 +14,22 @@ import pytest
 from skpbas.__main__ import COMMANDS, main, make_parser
 from skpbas._cli import console, info
 
-
-@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_each_command_teaches_by_example(module):
-    commands = argparse.ArgumentParser(prog="skpbas").add_subparsers()
-    parser = module.add_parser(commands)
-    assert callable(module.run)
-    command = parser.prog.split()[-1]
-    examples = parser.epilog.partition("examples:\n")[2]
-    assert examples.count(f"  skpbas {command}") >= 1
+PARSERS = make_parser()._subparsers._group_actions[0].choices
 
 
-@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_the_examples_of_the_help_are_valid(module):
-    parser = make_parser()
-    lines = module.add_parser(argparse.ArgumentParser().add_subparsers()).epilog.splitlines()
+def test_each_module_of_a_command_adds_one_parser():
+    assert len(PARSERS) == len(COMMANDS)
+    assert [parser.get_default("run") for parser in PARSERS.values()] == [module.run for module in COMMANDS]
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_each_command_teaches_by_examples_that_are_valid(command):
+    lines = PARSERS[command].epilog.splitlines()
+    assert max(map(len, lines)) <= 80
     examples = [line.split("skpbas ", 1)[1].split(" | ")[0] for line in lines if "  skpbas " in line]
-    assert examples
+    assert any(example.split()[0] == command for example in examples)
     for example in examples:
-        parser.parse_args(example.replace('"', "").split())
-
-
-def test_no_line_of_an_epilog_is_wider_than_a_terminal():
-    for module in COMMANDS:
-        parser = module.add_parser(argparse.ArgumentParser().add_subparsers())
-        assert max(map(len, parser.epilog.splitlines())) <= 80
+        make_parser().parse_args(example.replace('"', "").split())
 
 
 def failing(error: BaseException):
@@ -121,3 +112,21 @@ def test_a_file_is_complete_or_not_there(tmp_path):
 def test_progress_is_shown_only_at_a_terminal(capsys):
     assert list(console.progress(range(3), "counting", 3)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_and_a_link_stays_one(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with console.data_output(pipe, "--csv") as file:
+        file.write("row")
+    assert os.read(reading, 10) == b"row"
+    os.close(reading)
+    assert pipe.is_fifo()
+    target.write_text("old", encoding="utf-8")
+    link.symlink_to(target)
+    with console.data_output(link, "--csv") as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"

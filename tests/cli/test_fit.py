@@ -292,3 +292,9 @@ def test_a_larger_input_is_advised_where_images_are_reduced_and_small_defects_ar
     assert "--tile 64" in lines
     found = DefectSizes((0.02, 0.3), (9, 10), (10, 10), 256.0)
     assert "reduced" not in "\n".join(advice(detector, found))
+
+
+def test_a_larger_false_alarm_rate_is_advised_where_nothing_is_found(detector):
+    missed = DefectSizes((0.02, 0.3), (0, 4), (10, 10), 64.0)
+    assert any("--false-alarm-rate" in line and "--backbone resnet18" in line for line in advice(detector, missed))
+    assert not any("--false-alarm-rate" in line for line in advice(detector, DefectSizes((0.3,), (9,), (10,), 64.0)))

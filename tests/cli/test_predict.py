@@ -14,6 +14,7 @@ from cli_helpers import DEFECT, SIDE, save
 from helpers import textured_images
 from PIL import Image
 
+from skpbas import PBASDetector
 from skpbas.__main__ import main
 from skpbas._cli import watching
 from skpbas._cli.colormap import pinned
@@ -137,6 +138,25 @@ def test_a_picture_has_a_contour_where_the_anomaly_map_crosses_the_threshold(sav
     padded = np.pad(mask, 1)
     touches = np.any([padded[i : i + SIDE, j : j + SIDE] for i in range(3) for j in range(3)], axis=0)
     assert (line != (touches & ~mask)).mean() < 0.01  # pixels at the threshold but for rounding
+
+
+@pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
+def test_crops_and_images_of_16_bits_have_pictures_and_regions_of_their_own_size(tmp_path, capsys):
+    images = [
+        np.pad(image[..., 0], ((0, 0), (16, 16)), "edge").astype(np.uint16) * 128 for image in textured_images(9, 64)
+    ]
+    images[8][20:40, 40:60] = 65535
+    paths = [save(image, tmp_path / f"{i}.png") for i, image in enumerate(images)]
+    detector = PBASDetector("embedded", image_size=64, resize="crop", max_epochs=2, device="cpu", random_state=0)
+    detector.fit(paths[:8]).save(tmp_path / "crop.skpbas")
+    arguments = [str(tmp_path / "crop.skpbas"), str(paths[8]), "--json", "-", "--maps", str(tmp_path / "maps")]
+    assert main(["predict", *arguments]) == 0
+    row = json.loads(capsys.readouterr().out)
+    ((expected, *_),) = detector.find_regions(paths[8:])
+    assert tuple(row["regions"][0][side] for side in ("top", "left", "height", "width")) == expected.bbox
+    with Image.open(row["map"]) as drawn:
+        assert drawn.size == (96, 64)
+        assert np.asarray(drawn).std() > 10  # brightened: normal pixels use half of their range
 
 
 def test_the_threshold_has_one_color_whatever_else_is_in_the_map():
