@@ -376,11 +376,15 @@ def advice(detector: PBASDetector, sizes: DefectSizes) -> list[str]:
     reduced = max(good.heights[1] / height, good.widths[1] / width)
     smallest = sizes.smallest
     if reduced > _REDUCED and (smallest is None or smallest >= _COARSE):
-        larger = "x".join(str(min(2 * side, 8192)) for side in (height, width)) if height != width else 2 * height
+        size, tiles = detector.image_size, ""
+        if isinstance(size, int):
+            larger = str(2 * size)
+            tiles = f", or --tile {size}, which inspects every pixel" if detector.tile is None else ""
+        else:
+            larger = "x".join(str(2 * side) for side in size)
         lines.append(
             f"the images are reduced by a factor {reduced:.1f}; if smaller defects matter, try --image-size {larger} "
-            f"(about 4 times the time)"
-            + (f", or --tile {min(height, width)}, which inspects every pixel" if detector.tile is None else "")
+            f"(about 4 times the time){tiles}"
         )
     elif smallest is None and sizes.extents:
         other = ", as may --backbone resnet18" if detector.backbone == "embedded" else ""

@@ -290,6 +290,12 @@ def test_a_larger_input_is_advised_where_images_are_reduced_and_small_defects_ar
     assert "reduced by a factor 4.0" in lines
     assert "--image-size 128" in lines
     assert "--tile 64" in lines
+    detector.tile = 128  # whose tiles are brought to image_size
+    lines = "\n".join(advice(detector, missed))
+    assert "--image-size 128" in lines
+    assert "--tile" not in lines
+    detector.image_size = (64, 48)
+    assert "--image-size 128x96" in "\n".join(advice(detector, missed))
     found = DefectSizes((0.02, 0.3), (9, 10), (10, 10), 256.0)
     assert "reduced" not in "\n".join(advice(detector, found))
 
