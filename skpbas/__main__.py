@@ -5,94 +5,45 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from skpbas import __version__
-from skpbas._cli.demo import DEFAULT_NETWORK, GENERATED_EPOCHS, PICTURE_NAME, DemoOptions, run_demo
-from skpbas.errors import SkpbasError
+from skpbas._cli import demo, evaluate, exporting, fit, info, predict
+from skpbas._cli.console import run_safely
+from skpbas._cli.options import CommandParser
+
+COMMANDS = (fit, predict, evaluate, exporting, info, demo)
+"""Modules, each with ``add_parser(commands)`` and ``run(arguments)``, which returns the exit code."""
+
+_EXAMPLES = """\
+examples:
+  skpbas demo
+  skpbas fit parts/good -o part.skpbas
+  skpbas predict part.skpbas parts/today --csv today.csv --maps today-maps
+  skpbas COMMAND --help
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="skpbas", description="Detect and localize anomalies in images, trained on normal images only."
+        prog="skpbas",
+        description="Detect and localize anomalies in images, trained on normal images only.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"skpbas {__version__}")
-    commands = parser.add_subparsers(dest="command", title="commands")
-    demo = commands.add_parser(
-        "demo",
-        help="fit a detector and draw its anomaly maps",
-        description="Generate or load images, fit a detector, print five metrics and draw a picture.",
-    )
-    _add_demo_arguments(demo)
+    version = f"skpbas {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=CommandParser)
+    for module in COMMANDS:
+        module.add_parser(commands)
+        of_command = list(commands.choices.values())[-1]
+        of_command.set_defaults(run=module.run)
+        of_command.add_argument("--version", action="version", version=version)
+        of_command.add_argument(
+            "-v", "--verbose", dest="with_traceback", action="store_true", help="print the traceback of an error"
+        )
     return parser
-
-
-def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
-    default = DemoOptions()
-    demo.add_argument("--version", action="version", version=f"skpbas {__version__}")
-    demo.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="a category in MVTec AD's layout (train/good, test, ground_truth), or a folder of normal images "
-        "together with --check (default: generate images)",
-    )
-    demo.add_argument(
-        "--check",
-        type=Path,
-        nargs="+",
-        default=(),
-        metavar="IMAGE",
-        help="images to score with a detector fitted to --data",
-    )
-    demo.add_argument(
-        "--kind",
-        default=default.kind,
-        help="product to generate: fabric, brushed_metal, wood, hex_nut, screw or printed_board (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--backbone",
-        metavar="NAME",
-        help=f"embedded, resnet18, resnet50, resnet101 or wide_resnet50_2 (default: {DEFAULT_NETWORK['backbone']}"
-        + (", with random weights)" if DEFAULT_NETWORK["weights"] is None else ")"),
-    )
-    demo.add_argument(
-        "--weights",
-        metavar="WHICH",
-        help="weights of --backbone: imagenet (downloaded once by torchvision), the path of a state dict, "
-        "or none for random weights (default: imagenet)",
-    )
-    demo.add_argument(
-        "--image-size",
-        type=int,
-        default=default.image_size,
-        metavar="PIXELS",
-        help="side of the network's input (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help=f"training epochs (default: {GENERATED_EPOCHS} for generated images, otherwise 'auto')",
-    )
-    demo.add_argument(
-        "--device", default=default.device, help="auto, cpu, cuda, cuda:1, ... or mps (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        metavar="N",
-        help="random seed for images and training (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--output",
-        type=Path,
-        default=default.output,
-        metavar="DIR",
-        help=f"folder for the picture, {PICTURE_NAME} (default: %(default)s)",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,19 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, or 2 for a user error.
+        Exit code: 0 done, 1 anomalies found (only if asked for), 2 wrong use, 3 some images could not be read.
     """
     parser = make_parser()
-    arguments = vars(parser.parse_args(argv))
-    if arguments.pop("command") is None:
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
         parser.print_help()
         return 0
-    try:
-        run_demo(DemoOptions(**{**arguments, "check": tuple(arguments["check"])}))
-    except (SkpbasError, ValueError) as error:
-        print(f"skpbas demo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_safely(arguments.command, partial(arguments.run, arguments), with_traceback=arguments.with_traceback)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 
 
 def color_table() -> NDArray[np.uint8]:
@@ -50,11 +51,36 @@ def color_map(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -
     return colors
 
 
+def pinned(anomaly_map: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.float64]:
+    """Return an anomaly map on the scale of colors, [0, 1], on which a detector's threshold is 0.5 in every picture.
+
+    Half of the threshold and less is 0, halfway from the threshold to 1 and more is 1. NaN, which a crop did not see,
+    is 0.
+    """
+    values = np.nan_to_num(anomaly_map.astype(np.float64), nan=0.0)
+    ends = [threshold / 2, threshold, (1 + threshold) / 2]
+    scaled: NDArray[np.float64] = np.interp(values, ends, [0.0, 0.5, 1.0])
+    return scaled
+
+
+def contour(above: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
+    """Return the pixels just outside the regions of a mask (H, W), up to ``thickness`` away."""
+    regions = Image.fromarray(np.uint8(255) * above)
+    return np.asarray(regions.filter(ImageFilter.MaxFilter(2 * thickness + 1))) > np.asarray(regions)
+
+
 def overlay(
-    image: NDArray[np.uint8], anomaly_map: NDArray[np.floating[Any]], low: float, high: float
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating[Any]],
+    low: float,
+    high: float,
+    strength: NDArray[np.float64] | None = None,
 ) -> NDArray[np.uint8]:
-    """Blend the colors of an anomaly map over an image (H, W, 3); low values are more transparent."""
-    opacity = 0.75 * _scaled(anomaly_map, low, high)[..., None]
+    """Blend the colors of an anomaly map over an image (H, W, 3).
+
+    ``strength`` (H, W), in [0, 1], is how much of the image is covered; None: lower values are more transparent.
+    """
+    opacity = 0.75 * (_scaled(anomaly_map, low, high) if strength is None else strength)[..., None]
     mixed = (1 - opacity) * image + opacity * color_map(anomaly_map, low, high)
     return np.round(mixed).astype(np.uint8)
 

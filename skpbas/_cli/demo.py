@@ -1,10 +1,11 @@
-"""The command ``python -m skpbas demo``: images in, five metrics and one picture out.
+"""The command ``skpbas demo``: images in, five metrics and one picture out.
 
 Heavy modules are imported inside functions, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
-from skpbas._cli.colormap import color_map, overlay
+from skpbas._cli import console
+from skpbas._cli.console import UsageError, aligned
+from skpbas._cli.paths import NamedImages, images_below, readable
 from skpbas.errors import DatasetError
 
 if TYPE_CHECKING:
-    from skpbas import PBASDetector
+    from skpbas import PBASDetector, Result
 
 DEFAULT_NETWORK: dict[str, Any] = {"backbone": "embedded", "weights": "imagenet"}
 """Network of the demo without ``--backbone``."""
@@ -34,6 +36,19 @@ _RANDOM_FEATURES = (
     "pass --backbone and --weights for pretrained features"
 )
 
+_EXAMPLES = """\
+examples:
+  skpbas demo
+  skpbas demo --kind printed_board --seed 1
+  skpbas demo --data mvtec/bottle
+  skpbas demo --data parts/good --check parts/today
+  skpbas demo --data parts/good --check "parts/today/*.png" --image-size 384
+
+To keep a detector, and for many images: skpbas fit and skpbas predict.
+
+exit codes: 0 done, 2 wrong use, 3 some images could not be read
+"""
+
 Echo = Callable[[str], object]
 
 
@@ -45,8 +60,8 @@ class DemoOptions:
     ----------
     data : Path or None
         Category folder in MVTec AD's layout, or a folder of normal images; None: generate images.
-    check : tuple of Path
-        Images to score with a detector fitted to ``data``.
+    check : tuple of str
+        Images to score with a detector fitted to ``data``: files, folders and patterns.
     kind : str
         Product to generate, one of :data:`skpbas.datasets.INSPECTION_KINDS`.
     backbone : str or None
@@ -66,7 +81,7 @@ class DemoOptions:
     """
 
     data: Path | None = None
-    check: tuple[Path, ...] = ()
+    check: tuple[str, ...] = ()
     kind: str = "hex_nut"
     backbone: str | None = None
     weights: str | None = None
@@ -92,6 +107,8 @@ class DemoData:
         +1 normal, -1 anomalous; None if unknown.
     masks : list or None
         An array, a path, or None for a normal image, per test image.
+    n_unreadable : int
+        Images that are left out because they cannot be read.
     """
 
     train: Sequence[Any]
@@ -99,6 +116,7 @@ class DemoData:
     names: list[str]
     labels: NDArray[np.int64] | None = None
     masks: list[Any] | None = None
+    n_unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,15 +127,126 @@ class Predictions:
     ----------
     margins : ndarray of shape (n_test,)
         ``decision_function``: negative for anomalous images.
-    anomaly_maps : ndarray of shape (n_test, H, W)
+    anomaly_maps : list of ndarray of shape (H, W)
         At model size.
+    verdicts : list of str
+        "normal", "unsure" or "anomalous".
+    p_values : list of float
     """
 
     margins: NDArray[np.float64]
-    anomaly_maps: NDArray[np.float32]
+    anomaly_maps: list[NDArray[np.float32]]
+    verdicts: list[str]
+    p_values: list[float]
+
+    @classmethod
+    def of(cls, results: Sequence[Result], offset: float) -> Predictions:
+        """Return what the results of a stream say."""
+        return cls(
+            np.array([result.score for result in results]) - offset,
+            [result.map for result in results if result.map is not None],
+            [str(result.verdict) for result in results],
+            [float(result.p_value or 0) for result in results],
+        )
 
 
-def run_demo(options: DemoOptions, echo: Echo = print) -> Path:
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo left behind.
+
+    Attributes
+    ----------
+    picture : Path
+    n_unreadable : int
+        Images that were left out because they cannot be read.
+    """
+
+    picture: Path
+    n_unreadable: int
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the parser of this command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="fit a detector and draw its anomaly maps",
+        description="Generate or load images, fit a detector, print five metrics and draw a picture.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = DemoOptions()
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a category in MVTec AD's layout (train/good, test, ground_truth), or a folder of normal images "
+        "together with --check (default: generate images)",
+    )
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        default=(),
+        metavar="WHAT",
+        help='images to score with a detector fitted to --data: files, folders, and patterns such as "parts/*.png"',
+    )
+    parser.add_argument(
+        "--kind",
+        default=default.kind,
+        help="product to generate: fabric, brushed_metal, wood, hex_nut, screw or printed_board (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help=f"embedded, resnet18, resnet50, resnet101 or wide_resnet50_2 (default: {DEFAULT_NETWORK['backbone']}"
+        + (", with random weights)" if DEFAULT_NETWORK["weights"] is None else ")"),
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="WHICH",
+        help="weights of --backbone: imagenet (downloaded once by torchvision), the path of a state dict, "
+        "or none for random weights (default: imagenet)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=default.image_size,
+        metavar="PIXELS",
+        help="side of the network's input (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"training epochs (default: {GENERATED_EPOCHS} for generated images, otherwise 'auto')",
+    )
+    parser.add_argument(
+        "--device", default=default.device, help="auto, cpu, cuda, cuda:1, ... or mps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        metavar="N",
+        help="random seed for images and training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=default.output,
+        metavar="DIR",
+        help=f"folder for the picture, {PICTURE_NAME} (default: %(default)s)",
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its exit code."""
+    given = {name: getattr(arguments, name) for name in DemoOptions.__dataclass_fields__}
+    outcome = run_demo(DemoOptions(**given | {"check": tuple(arguments.check)}))
+    return console.UNREADABLE if outcome.n_unreadable else console.DONE
+
+
+def run_demo(options: DemoOptions, echo: Echo = console.echo) -> Outcome:
     """Run the demo.
 
     Parameters
@@ -128,39 +257,40 @@ def run_demo(options: DemoOptions, echo: Echo = print) -> Path:
 
     Returns
     -------
-    Path
-        Path of the picture.
+    Outcome
 
     Raises
     ------
     SkpbasError, ValueError
         Unusable images, weights or settings.
     """
+    from skpbas._cli.sheet import draw_sheet, rows_to_show
     from skpbas.masks import to_map_size
 
     network = choose_network(options)
     if network["weights"] is None:
         echo(_RANDOM_FEATURES.format(**network))
     data = load_data(options)
-    folder = _writable_folder(options.output)
+    folder = console.made_folder(options.output, "--output")
     echo(f"training on {len(data.train)} normal images, then scoring {len(data.test)}")
     detector = fit_detector(data, options)
     predictions = predict(detector, data.test)
     masks = None if data.masks is None else to_map_size(data.masks, data.test, detector)
     if data.labels is None or masks is None:
-        report = decision_table(data.names, predictions.margins)
+        report = decision_table(data.names, predictions)
     else:
         report = metric_table(data.labels, masks, predictions)
     for line in report:
         echo(line)
     path = folder / PICTURE_NAME
-    shown = list(range(len(data.test))) if data.labels is None else rows_to_show(data.names, data.labels)
-    draw_picture(detector, data, predictions, masks, shown).save(path)
+    shown = rows_to_show(predictions.margins, data.names, data.labels)
+    draw_sheet(detector, data, predictions, masks, shown).save(path)
+    which = "all" if len(shown) == len(data.test) else f"{len(shown)} of {len(data.test)}"
     echo(
-        f"wrote {path}: {len(shown)} images with "
+        f"wrote {path}: {which} images, the most anomalous first, with "
         + ("anomaly map and overlay" if masks is None else "mask, anomaly map and overlay")
     )
-    return path
+    return Outcome(path, data.n_unreadable)
 
 
 # Options and data -----------------------------------------------------------------------------------------
@@ -201,12 +331,11 @@ def load_data(options: DemoOptions) -> DemoData:
     folder = options.data.resolve()
     in_layout = (folder / "train").is_dir() or (folder / "test").is_dir()
     if options.check:
-        from skpbas._inputs.decoding import check_regular_file
-
-        for path in options.check:  # fail before training
-            check_regular_file(path, f"--check {path}")
-        train = _mvtec(folder, "train").images if in_layout else _images_in(options.data)
-        return DemoData(train, list(options.check), _names(options.check))
+        train, bad = readable(_mvtec(folder, "train").images if in_layout else _images_in(options.data))
+        check, bad_ones = readable([image.path for image in NamedImages(options.check)])  # before training
+        if not check:
+            raise UsageError(f"--check {' '.join(options.check)}: no image that can be read")
+        return DemoData(train, check, _names(check), n_unreadable=len(bad) + len(bad_ones))
     if not in_layout:
         _images_in(options.data)  # raises if there are no images at all
         raise ValueError(
@@ -248,24 +377,14 @@ def _mvtec(folder: Path, split: Any) -> Any:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    from skpbas.datasets import list_images
-
     if not folder.is_dir():
         raise DatasetError(f"--data {folder}: no such folder")
-    try:
-        return list_images(folder)
-    except DatasetError as error:
-        categories = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    categories = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    images = [] if categories else images_below(folder)
+    if not images:
         hint = f"use one of its categories: {', '.join(categories)}" if categories else "use a folder of images"
-        raise DatasetError(f"--data {folder}: {error}; {hint}") from None
-
-
-def _writable_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {folder}: cannot create the folder ({error})") from error
-    return folder
+        raise DatasetError(f"--data {folder}: no image files in this folder; {hint}")
+    return images
 
 
 # The detector ---------------------------------------------------------------------------------------------
@@ -282,21 +401,14 @@ def fit_detector(data: DemoData, options: DemoOptions) -> PBASDetector:
         max_epochs=epochs if options.epochs is None else options.epochs,
         device=options.device,
         random_state=options.seed,
-        verbose=1,
+        verbose=int(console.at_terminal()),
     ).fit(data.train)
 
 
 def predict(detector: PBASDetector, images: Sequence[Any]) -> Predictions:
-    """Return margins and anomaly maps from one pass of the network."""
-    from skpbas._features.progress import progress_bar
-
-    scores, anomaly_maps = [], []
-    with progress_bar(len(images), "scoring", "image", True) as bar:
-        for score, anomaly_map in detector.iter_scores_and_maps(images):
-            scores.append(score)
-            anomaly_maps.append(anomaly_map)
-            bar.update()
-    return Predictions(np.array(scores) - detector.offset_, np.stack(anomaly_maps))
+    """Return what the detector says of the images, from one pass of the network."""
+    results = list(console.progress(detector.score_stream(images), "scoring", len(images)))
+    return Predictions.of(results, float(detector.offset_))
 
 
 # The report -----------------------------------------------------------------------------------------------
@@ -308,7 +420,7 @@ def metric_table(
     """Return the lines of the five metrics and of the errors at the detector's threshold."""
     from skpbas.metrics import image_ap, image_auroc, pixel_metrics
 
-    pixels = pixel_metrics(masks, list(predictions.anomaly_maps))
+    pixels = pixel_metrics(masks, predictions.anomaly_maps)
     values = {
         "image AUROC": image_auroc(labels, -predictions.margins),
         "image AP": image_ap(labels, -predictions.margins),
@@ -322,113 +434,16 @@ def metric_table(
         ("false alarms", f"{int((flagged & normal).sum())} of {int(normal.sum())} normal images"),
         ("misses", f"{int((~flagged & ~normal).sum())} of {int((~normal).sum())} anomalous images"),
     ]
-    return [*_aligned(rows), "at the detector's threshold:", *_aligned(counts)]
+    return [*aligned(rows), "at the detector's threshold:", *aligned(counts)]
 
 
-def decision_table(names: Sequence[str], margins: NDArray[np.float64]) -> list[str]:
-    """Return one line per image: name, decision and margin (``decision_function``)."""
-    rows = [(name, f"{_decision(margin):10} {margin:9.3f}") for name, margin in zip(names, margins, strict=True)]
-    return [*_aligned([("image", f"{'decision':10} {'margin':>9}"), *rows]), "a margin below 0 is anomalous"]
-
-
-def _decision(margin: float) -> str:
-    return "normal" if margin >= 0 else "anomalous"
-
-
-def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
-    width = max(len(name) for name, _ in rows)
-    return [f"  {name:{width}}  {value}" for name, value in rows]
-
-
-# The picture ----------------------------------------------------------------------------------------------
-
-_TILE = 192
-_GAP = 6
-_CAPTION_WIDTH = 150
-_HEADER_HEIGHT = 26
-_BACKGROUND, _TEXT_COLOR = (255, 255, 255), (30, 30, 30)
-
-
-def rows_to_show(names: Sequence[str], labels: NDArray[np.int64], max_rows: int = 6) -> list[int]:
-    """Select test images for the picture: one of each defect type in turn, then a normal one.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Defect type of each image.
-    labels : ndarray of shape (n,)
-        +1 normal, -1 anomalous.
-    max_rows : int
-        Largest number of images, including the normal one.
-
-    Returns
-    -------
-    list of int
-        Indices of the images.
-    """
-    queues: dict[str, list[int]] = {}
-    for index in np.flatnonzero(labels == -1).tolist():
-        queues.setdefault(names[index], []).append(index)
-    longest = max(map(len, queues.values()), default=0)
-    in_turn = [queue[turn] for turn in range(longest) for queue in queues.values() if turn < len(queue)]
-    return sorted(in_turn[: max_rows - 1]) + np.flatnonzero(labels == 1)[:1].tolist()
-
-
-def draw_picture(
-    detector: PBASDetector,
-    data: DemoData,
-    predictions: Predictions,
-    masks: Sequence[NDArray[np.bool_] | None] | None,
-    shown: Sequence[int],
-) -> Image.Image:
-    """Draw one row per image: the image, its mask if there are masks, its anomaly map and an overlay.
-
-    All rows share one color scale, from the median to the maximum of all test anomaly maps.
-    """
-    low, high = float(np.median(predictions.anomaly_maps)), float(predictions.anomaly_maps.max())
-    titles = ["image", *([] if masks is None else ["mask"]), f"anomaly map, {low:.2f} to {high:.2f}", "overlay"]
-    views = _views(detector, [data.test[i] for i in shown])
-    height, width = detector.map_shape_
-    size = (_TILE, max(1, round(_TILE * height / width)))
-    sheet = Image.new(
-        "RGB",
-        (_CAPTION_WIDTH + len(titles) * (size[0] + _GAP), _HEADER_HEIGHT + len(shown) * (size[1] + _GAP)),
-        _BACKGROUND,
-    )
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((_CAPTION_WIDTH + column * (size[0] + _GAP), 6), title, _TEXT_COLOR, font=_font(14))
-    for row, (index, view) in enumerate(zip(shown, views, strict=True)):
-        top = _HEADER_HEIGHT + row * (size[1] + _GAP)
-        anomaly_map, margin = predictions.anomaly_maps[index], float(predictions.margins[index])
-        tiles = [view, color_map(anomaly_map, low, high), overlay(view, anomaly_map, low, high)]
-        if masks is not None:
-            mask = masks[index]
-            tiles.insert(
-                1, np.zeros_like(view) if mask is None else np.repeat(np.uint8(255) * mask[..., None], 3, axis=2)
-            )
-        for column, tile in enumerate(tiles):
-            picture = Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR)
-            sheet.paste(picture, (_CAPTION_WIDTH + column * (size[0] + _GAP), top))
-        draw.text((6, top + 4), _shortened(data.names[index]), _TEXT_COLOR, font=_font(14))
-        draw.text(
-            (6, top + 26), f"says: {_decision(margin)}\nmargin {margin:.2f}", _TEXT_COLOR, font=_font(12), spacing=4
+def decision_table(names: Sequence[str], predictions: Predictions) -> list[str]:
+    """Return one line per image: name, verdict, margin (``decision_function``) and p-value."""
+    rows = [
+        (name, f"{verdict:10} {margin:9.3f}  {p_value:7.3f}")
+        for name, verdict, margin, p_value in zip(
+            names, predictions.verdicts, predictions.margins, predictions.p_values, strict=True
         )
-    return sheet
-
-
-def _views(detector: PBASDetector, images: Sequence[Any]) -> list[NDArray[np.uint8]]:
-    """Return the images as seen by the network, (H, W, 3)."""
-    from skpbas._inputs.images import ImageSequence, check_images
-
-    sequence = ImageSequence(check_images(images), image_size=detector.map_shape_, resize=detector.resize, smallest=1)
-    views = [sequence.load(i)[0].movedim(0, -1).numpy() for i in range(len(sequence))]
-    return [view if view.dtype == np.uint8 else np.round(255 * view).astype(np.uint8) for view in views]
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-def _shortened(name: str, max_length: int = 18) -> str:
-    return name if len(name) <= max_length else name[: max_length - 3] + "..."
+    ]
+    head = ("image", f"{'verdict':10} {'margin':>9}  p_value")
+    return [*aligned([head, *rows]), "a margin below 0 is anomalous"]

@@ -1,7 +1,8 @@
-"""Image file formats that are read, by name; needs neither torch nor Pillow."""
+"""Image file formats that are read, by name, and the order of files; needs neither torch nor Pillow."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
@@ -25,3 +26,17 @@ def image_suffixes() -> tuple[str, ...]:
 def looks_like_an_image(path: Path) -> bool:
     """Return whether a path has the suffix of an image and is not hidden, as macOS's "._photo.png" is."""
     return not path.name.startswith(".") and path.suffix.lower() in image_suffixes()
+
+
+_Key = tuple[tuple[tuple[int, int, str], ...], str]
+
+
+def natural_key(name: str) -> _Key:
+    """Return a sort key that compares digits by their value, and the whole names in case of a tie."""
+    pieces = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in pieces), name
+
+
+def natural_path_key(path: Path) -> tuple[_Key, ...]:
+    """Return a sort key of a path, part by part."""
+    return tuple(natural_key(part) for part in path.parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,7 +12,7 @@ from typing import Literal
 import numpy as np
 from sklearn.utils import Bunch
 
-from skpbas._inputs.formats import image_suffixes, looks_like_an_image
+from skpbas._inputs.formats import image_suffixes, looks_like_an_image, natural_key, natural_path_key
 from skpbas.errors import DatasetError
 
 Split = Literal["train", "test"]
@@ -221,7 +220,7 @@ def load_visa(root: str | PathLike[str], category: str, split: Split = "train") 
     rows = _visa_rows(table)
     chosen = [row for row in rows if row["object"] == category and row["split"] == split]
     if not chosen:
-        present = sorted({row["object"] for row in rows if row["split"] == split}, key=_natural_key)
+        present = sorted({row["object"] for row in rows if row["split"] == split}, key=natural_key)
         raise DatasetError(f"no {split} images of category {category!r} in {table}; it lists {_quoted(present)}")
     listing = _Listing()
     listing.extend(_visa_entry(root, table, row) for row in chosen)
@@ -266,7 +265,7 @@ class _Listing:
             self.types.append(defect_type)
 
     def bunch(self, category: str, split: str) -> Bunch:
-        order = sorted(range(len(self.images)), key=lambda i: _natural_path_key(self.images[i]))
+        order = sorted(range(len(self.images)), key=lambda i: natural_path_key(self.images[i]))
         types = [self.types[i] for i in order]
         return Bunch(
             images=[self.images[i] for i in order],
@@ -339,12 +338,12 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted((path for path in _visible(folder) if path.is_dir()), key=_natural_path_key)
+    return sorted((path for path in _visible(folder) if path.is_dir()), key=natural_path_key)
 
 
 def _images(folder: Path) -> list[Path]:
     files = (path for path in folder.iterdir() if looks_like_an_image(path) and path.is_file())
-    return sorted(files, key=_natural_path_key)
+    return sorted(files, key=natural_path_key)
 
 
 def _image_files() -> str:
@@ -354,7 +353,7 @@ def _image_files() -> str:
 def _not_found(wanted: str, folder: Path) -> str:
     if not folder.is_dir():
         return f"no {wanted} in {folder}: there is no such folder"
-    names = sorted((path.name for path in _visible(folder)), key=_natural_key)
+    names = sorted((path.name for path in _visible(folder)), key=natural_key)
     return f"no {wanted} in {folder}; it holds {_quoted(names)}"
 
 
@@ -362,16 +361,3 @@ def _quoted(names: Iterable[str], most: int = 20) -> str:
     names = list(names)
     shown = ", ".join(map(repr, names[:most])) or "nothing"
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-_Key = tuple[tuple[tuple[int, int, str], ...], str]
-
-
-def _natural_key(name: str) -> _Key:
-    """Return a sort key that compares digits by their value, and the whole names in case of a tie."""
-    pieces = re.findall(r"\d+|\D+", name)
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.casefold()) for p in pieces), name
-
-
-def _natural_path_key(path: Path) -> tuple[_Key, ...]:
-    return tuple(_natural_key(part) for part in path.parts)

@@ -14,6 +14,7 @@ from skpbas.__main__ import main, make_parser
 from skpbas._cli import demo
 from skpbas._cli.colormap import color_table, overlay
 from skpbas._cli.demo import DemoOptions, run_demo
+from skpbas._cli.sheet import rows_to_show, shape_of_tile
 from skpbas.datasets import INSPECTION_KINDS, make_inspection_images
 
 METRICS = ["image AUROC", "image AP", "pixel AUROC", "pixel AP", "PRO"]
@@ -67,16 +68,17 @@ def test_the_demo_prints_five_metrics_and_the_errors_and_draws_a_picture(tmp_pat
     assert any("false alarms" in line and "of 2 normal images" in line for line in lines)
     assert any("misses" in line and "of 2 anomalous images" in line for line in lines)
     width, height = size_of(tmp_path / "out" / "demo.png")
-    assert width > 4 * 150
-    assert height > 3 * 150  # two defects and a normal image
+    assert width > 4 * 192
+    assert 3 * 192 < height < 4 * 192  # two defects and a normal image
 
 
 def test_the_demo_accepts_a_category_in_mvtec_layout(category, tmp_path):
     lines: list[str] = []
     options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path / "out")
-    picture = run_demo(options, lines.append)
-    assert picture == tmp_path / "out" / "demo.png"
-    assert picture.is_file()
+    outcome = run_demo(options, lines.append)
+    assert outcome.picture == tmp_path / "out" / "demo.png"
+    assert outcome.picture.is_file()
+    assert outcome.n_unreadable == 0
     assert any("training on 4 normal images, then scoring 4" in line for line in lines)
     assert any(line.strip().startswith("PRO") for line in lines)
 
@@ -98,9 +100,11 @@ def test_normal_images_and_images_to_check_give_decisions(folder, category, tmp_
     assert "training on 4 normal images, then scoring 2" in out
     for path in defective:
         line = next(line for line in out.splitlines() if path.name in line)
-        assert ("anomalous" in line) == (float(line.split()[-1]) < 0)
+        _, verdict, margin, p_value = line.split()
+        assert (verdict == "anomalous") == (float(margin) < 0)
+        assert 0 < float(p_value) <= 1
     assert "AUROC" not in out
-    assert size_of(tmp_path / "out" / "demo.png")[0] < 4 * 192 + 150  # no mask column
+    assert size_of(tmp_path / "out" / "demo.png")[0] < 4 * 192 + 180  # no mask column
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,9 @@ def test_normal_images_and_images_to_check_give_decisions(folder, category, tmp_
         (["--data", "{empty}"], "no image files"),
         (["--data", "{category}/train/good"], "--check"),
         (["--data", "{category}/.."], "one of its categories: planks"),
-        (["--data", "{category}/train/good", "--check", "missing.png"], "--check missing.png: no such file"),
+        (["--data", "{category}/train/good", "--check", "missing.png"], "--check missing.png: no image that can be"),
+        (["--data", "{category}/train/good", "--check", "{empty}"], "{empty}: no image files"),
+        (["--data", "{category}/train/good", "--check", "x*.png"], "x*.png: no image file has"),
         (["--check", "missing.png"], "--check needs --data"),
         (["--kind", "spoon"], "kind must be one of"),
         (["--weights", "imagenet"], "needs --backbone"),
@@ -129,17 +135,20 @@ def test_an_error_is_one_line_and_exit_code_2(arguments, message, category, tmp_
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1
     assert errors[0].startswith("skpbas demo: error: ")
-    assert message in errors[0]
+    assert message.format(**places) in errors[0]
 
 
 def test_images_with_the_same_name_are_shown_with_their_folders(category):
     image = category / "train" / "good" / "0.png"
     other = category / "train" / "good" / "1.png"
-    assert demo.load_data(DemoOptions(data=category, check=(image, other))).names == ["0.png", "1.png"]
+    assert demo.load_data(DemoOptions(data=category, check=(str(image), str(other)))).names == ["0.png", "1.png"]
     spare = category / "test" / "spare" / "0.png"
     spare.parent.mkdir()
     spare.write_bytes(image.read_bytes())
-    assert demo.load_data(DemoOptions(data=category, check=(image, spare))).names == ["good/0.png", "spare/0.png"]
+    assert demo.load_data(DemoOptions(data=category, check=(str(image), str(spare)))).names == [
+        "good/0.png",
+        "spare/0.png",
+    ]
 
 
 def test_test_images_of_one_class_are_rejected_before_training(category):
@@ -192,12 +201,52 @@ def test_random_features_are_reported(category, tmp_path, capsys):
     assert "--backbone and --weights" in first
 
 
-def test_the_picture_shows_every_defect_type_once_before_any_twice():
+def test_the_picture_shows_every_defect_type_once_before_any_twice_and_the_most_anomalous_first():
     names = ["dent", "dent", "dent", "good", "stain", "stain", "good"]
-    labels = np.array([-1, -1, -1, 1, -1, -1, 1])
-    assert demo.rows_to_show(names, labels, max_rows=3) == [0, 4, 3]
-    assert demo.rows_to_show(names, labels, max_rows=5) == [0, 1, 4, 5, 3]
-    assert demo.rows_to_show(names, labels) == [0, 1, 2, 4, 5, 3]
+    labels, margins = np.array([-1, -1, -1, 1, -1, -1, 1]), -np.arange(7.0)
+    assert rows_to_show(margins, names, labels, max_rows=3) == [4, 3, 0]
+    assert rows_to_show(margins, names, labels, max_rows=5) == [5, 4, 3, 1, 0]
+    assert rows_to_show(margins, names, labels) == [5, 4, 3, 2, 1, 0]
+
+
+def test_the_picture_of_many_images_shows_the_20_most_anomalous_ones():
+    margins = np.random.default_rng(0).normal(size=300)
+    shown = rows_to_show(margins, [""] * 300, None)
+    assert sorted(margins)[:20] == margins[shown].tolist()
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (90, 360), (2000, 100), (64, 48)])
+def test_images_keep_their_aspect_ratio_in_the_picture(shape):
+    height, width = shape_of_tile(shape)
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.06)
+    assert max(height, width) <= 384
+
+
+def test_a_long_product_is_drawn_long(tmp_path, parts):
+    for i in range(4):
+        save(parts.images[i][:40], tmp_path / "good" / f"{i}.png")
+    save(parts.images[6][:40], tmp_path / "new" / "0.png")
+    arguments = ["--data", str(tmp_path / "good"), "--check", str(tmp_path / "new"), "--output", str(tmp_path)]
+    assert main(["demo", *QUICK, *arguments, "--image-size", "48"]) == 0
+    with Image.open(tmp_path / "demo.png") as drawn:
+        pixels = np.asarray(drawn)
+    height, width = shape_of_tile((40, 80))
+    assert pixels.shape[1] == 180 + 3 * (width + 8)
+    inside = pixels[28 : 28 + height, 180 : 180 + width]
+    below = pixels[28 + height + 1 : 28 + height + 7, 180 : 180 + width]
+    assert (inside != 255).any(-1).mean() > 0.9
+    assert (below == 255).all()
+
+
+def test_images_to_check_may_be_a_folder_a_pattern_or_unreadable(category, tmp_path, capsys):
+    (category / "test" / "broken.png").write_bytes(b"no image")
+    arguments = ["demo", *QUICK, "--data", str(category), "--output", str(tmp_path / "out"), "--check"]
+    assert main([*arguments, str(category / "test")]) == 3
+    out, err = capsys.readouterr()
+    assert "scoring 4" in out
+    assert f"unreadable: {category / 'test' / 'broken.png'} is not an image" in err
+    assert main([*arguments, str(category / "test" / "*" / "*.png")]) == 0
+    assert "scoring 4" in capsys.readouterr().out
 
 
 def test_the_colors_increase_in_lightness():

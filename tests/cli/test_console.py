@@ -1,0 +1,132 @@
+"""What all commands share: help, errors of one line, warnings, interrupts and pipes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from skpbas.__main__ import COMMANDS, main, make_parser
+from skpbas._cli import console, info
+
+PARSERS = make_parser()._subparsers._group_actions[0].choices
+
+
+def test_each_module_of_a_command_adds_one_parser():
+    assert len(PARSERS) == len(COMMANDS)
+    assert [parser.get_default("run") for parser in PARSERS.values()] == [module.run for module in COMMANDS]
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_each_command_teaches_by_examples_that_are_valid(command):
+    lines = PARSERS[command].epilog.splitlines()
+    assert max(map(len, lines)) <= 80
+    examples = [line.split("skpbas ", 1)[1].split(" | ")[0] for line in lines if "  skpbas " in line]
+    assert any(example.split()[0] == command for example in examples)
+    for example in examples:
+        make_parser().parse_args(example.replace('"', "").split())
+
+
+def failing(error: BaseException):
+    def run(_: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("a\nb   c"), "skpbas info: error: a b c"),
+        (ValueError("X[3] (a/b.png) is 2 x 2"), "skpbas info: error: a/b.png is 2 x 2"),
+        (OSError("no disk"), "skpbas info: error: no disk"),
+        (RuntimeError("odd"), "skpbas info: error: RuntimeError: odd"),
+        (MemoryError(), "skpbas info: error: MemoryError: MemoryError"),
+    ],
+)
+def test_an_error_is_one_line_and_with_v_a_traceback_too(error, message, monkeypatch, capsys):
+    monkeypatch.setattr(info, "run", failing(error))
+    assert main(["info", "part.skpbas"]) == 2
+    assert capsys.readouterr().err.splitlines() == [message]
+    assert main(["info", "part.skpbas", "-v"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == message
+
+
+def test_an_interrupt_ends_with_the_code_of_the_signal(monkeypatch, capsys):
+    monkeypatch.setattr(info, "run", failing(KeyboardInterrupt()))
+    assert main(["info", "part.skpbas"]) == 130
+    assert capsys.readouterr().err == "skpbas info: interrupted\n"
+
+
+def test_warnings_are_one_line_each_and_none_is_repeated(monkeypatch, capsys):
+    def run(_: argparse.Namespace) -> int:
+        for text in ("a\n  b", "c", "a b"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+        warnings.warn("of developers", DeprecationWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(info, "run", run)
+    assert main(["info", "part.skpbas"]) == 0
+    assert capsys.readouterr().err == "warning: a b\nwarning: c\n"
+
+
+def test_wrong_arguments_are_wrong_use(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["predict"])
+    assert end.value.code == 2
+    assert "DETECTOR" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_a_command_without_a_traceback(saved, parts):
+    command = [sys.executable, "-m", "skpbas", "predict", str(saved), str(parts / "test"), "--json", "-"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert ended.returncode == 141
+    assert ended.stderr == ""
+
+
+def test_a_file_is_complete_or_not_there(tmp_path):
+    target = tmp_path / "a.csv"
+    with pytest.raises(RuntimeError), console.data_output(target, "--csv") as file:  # noqa: PT012 - ends amid writing
+        file.write("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with console.data_output(target, "--csv") as file:
+        file.write("ä\n")
+        assert not target.exists()
+    assert target.read_bytes() == "ä\n".encode()
+    assert list(Path(tmp_path).iterdir()) == [target]
+
+
+def test_progress_is_shown_only_at_a_terminal(capsys):
+    assert list(console.progress(range(3), "counting", 3)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_and_a_link_stays_one(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with console.data_output(pipe, "--csv") as file:
+        file.write("row")
+    assert os.read(reading, 10) == b"row"
+    os.close(reading)
+    assert pipe.is_fifo()
+    target.write_text("old", encoding="utf-8")
+    link.symlink_to(target)
+    with console.data_output(link, "--csv") as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"
