@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from skpbas import __version__
-from skpbas._cli import demo, evaluate, exporting, fit, info, predict
+from skpbas._cli import demo, evaluate, exporting, fit, info, predict, report
 from skpbas._cli.console import run_safely
 from skpbas._cli.options import CommandParser
 
-COMMANDS = (fit, predict, evaluate, exporting, info, demo)
+COMMANDS = (fit, predict, evaluate, report, exporting, info, demo)
 """Modules, each with ``add_parser(commands)`` and ``run(arguments)``, which returns the exit code."""
 
 _EXAMPLES = """\
@@ -20,6 +20,7 @@ examples:
   skpbas demo
   skpbas fit parts/good -o part.skpbas
   skpbas predict part.skpbas parts/today --csv today.csv --maps today-maps
+  skpbas report part.skpbas parts/today -o today.html
   skpbas COMMAND --help
 """
 

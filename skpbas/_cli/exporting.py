@@ -1,4 +1,4 @@
-"""The command ``skpbas export``: a detector as one ONNX file."""
+"""The command ``skpbas export``: a detector as one ONNX file, or as a program of torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _EXAMPLES = """\
 examples:
   skpbas export part.skpbas -o part.onnx
   skpbas predict part.onnx parts/today
+  skpbas export part.skpbas -o part.pt2
 
-Needs the extra onnx: pip install "skpbas[onnx]". The machine that inspects
+ONNX needs the extra onnx: pip install "skpbas[onnx]". The machine that inspects
 parts needs only ONNX Runtime or OpenVINO, numpy and Pillow.
 """
 
@@ -24,16 +25,23 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "export",
         help="write a detector as ONNX, which runs without torch",
-        description="Write a detector as one ONNX file, from images to scores and anomaly maps.",
+        description="Write a detector as one file, from images to scores and anomaly maps: ONNX, or a program of "
+        "torch.export if its name ends in .pt2.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("detector", type=Path, metavar="DETECTOR", help="a file that skpbas fit wrote")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, such as part.onnx"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, part.onnx or part.pt2"
     )
     parser.add_argument(
         "--opset", type=int, metavar="N", help="version of the ONNX operators (default: the exporter's choice)"
+    )
+    parser.add_argument(
+        "--unsure-rate",
+        type=float,
+        metavar="RATE",
+        help="share of good images that are not called normal (default: 0.05)",
     )
     return parser
 
@@ -41,13 +49,23 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
     console.check_output(arguments.output, "--output")
-    if arguments.output.suffix.lower() != ".onnx":
-        raise UsageError(f"--output {arguments.output}: give a name that ends in .onnx, which skpbas predict opens")
+    kind = arguments.output.suffix.lower()
+    if kind not in (".onnx", ".pt2"):
+        raise UsageError(
+            f"--output {arguments.output}: give a name that ends in .onnx, which skpbas predict opens, or .pt2"
+        )
+    if kind == ".pt2" and arguments.opset is not None:
+        raise UsageError(f"--opset {arguments.opset} is of ONNX: leave it out for {arguments.output}")
     if not arguments.detector.is_file():
         raise UsageError(f"{arguments.detector} is no file: give a detector that skpbas fit wrote")
     import skpbas
-    from skpbas.export import to_onnx
+    from skpbas.export import to_onnx, to_torch
 
-    to_onnx(skpbas.load(arguments.detector, device="cpu"), arguments.output, opset=arguments.opset)
+    detector = skpbas.load(arguments.detector, device="cpu")
+    options = {} if arguments.unsure_rate is None else {"unsure_rate": arguments.unsure_rate}
+    if kind == ".pt2":
+        to_torch(detector, arguments.output, **options)
+    else:
+        to_onnx(detector, arguments.output, opset=arguments.opset, **options)
     console.echo(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
     return console.DONE

@@ -6,26 +6,32 @@ Heavy modules are imported inside functions, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from skpbas._cli import console
+from skpbas._cli.inspecting import Inspector
 from skpbas.errors import DatasetError
 
-Echo = Callable[[str], object]
+_EXAMPLES = """\
+examples:
+  skpbas report part.skpbas parts/today -o today.html
+  skpbas report part.skpbas mvtec/bottle --title "Bottles, line 2"
 
-_DONE, _SOME_UNREADABLE = 0, 3
+Exit codes: 0 done, 2 wrong use, 3 some images could not be read, which the
+report lists.
+"""
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to the subparsers of ``skpbas``."""
-    parser = commands.add_parser(
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the parser of this command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
         "report",
         help="inspect images and write an HTML report",
         description="Inspect the images of a folder and write what was found to one HTML file, which any browser opens "
         "without a connection.",
-        epilog="Exit codes: 0 done, 2 wrong use, 3 some images could not be read, which the report lists.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "detector", type=Path, metavar="DETECTOR", help="a file of save (.skpbas) or of an export (.onnx)"
@@ -60,30 +66,14 @@ def add_parser(commands: Any) -> None:
         help="longer side of the pictures (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: %(default)s)")
+    return parser
 
 
-def run(arguments: argparse.Namespace, echo: Echo = print) -> int:
-    """Write the report.
-
-    Parameters
-    ----------
-    arguments : Namespace
-        What the parser of :func:`add_parser` returned.
-    echo : callable
-        Called with each line of the output.
-
-    Returns
-    -------
-    int
-        Exit code: 0, or 3 if some images could not be read.
-
-    Raises
-    ------
-    SkpbasError, ValueError, OSError
-        An unusable detector, folder, option or place of the report.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its exit code."""
+    console.check_output(arguments.output, "--output")
     images, labels, masks = images_in(arguments.folder)
-    detector = _opened(arguments.detector, arguments.device)
+    detector = Inspector.opened(arguments.detector, arguments.device).detector
     from skpbas.inspection import write_report
 
     summary = write_report(
@@ -95,23 +85,11 @@ def run(arguments: argparse.Namespace, echo: Echo = print) -> int:
         title=arguments.title or f"Inspection of {arguments.folder.resolve().name}",
         unsure_rate=arguments.unsure_rate,
         picture_size=arguments.picture_size,
-        verbose=int(sys.stderr.isatty()),
+        verbose=int(console.at_terminal()),
     )
     for line in (*summary.sentences(), f"The report is {summary.path}."):
-        echo(line)
-    return _SOME_UNREADABLE if summary.unreadable else _DONE
-
-
-def _opened(path: Path, device: str) -> Any:
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file; fit a detector and save it first")
-    if path.suffix.lower() == ".onnx":
-        from skpbas.runtime import OnnxDetector
-
-        return OnnxDetector(path)
-    from skpbas import load
-
-    return load(path, device=device)
+        console.echo(line)
+    return console.UNREADABLE if summary.unreadable else console.DONE
 
 
 def images_in(folder: Path) -> tuple[list[Path], list[int] | None, list[Path | None] | None]:

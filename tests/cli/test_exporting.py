@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import skpbas
 from skpbas.__main__ import main
@@ -113,3 +114,19 @@ def test_an_export_without_its_extra_names_the_command_that_installs_it(saved, t
 def test_an_export_has_a_name_that_prediction_recognizes(saved, tmp_path, capsys):
     assert main(["export", str(saved), "-o", str(tmp_path / "a.bin")]) == 2
     assert "ends in .onnx" in capsys.readouterr().err
+
+
+def test_a_name_that_ends_in_pt2_makes_a_program_of_torch(saved, tmp_path, capsys):
+    assert main(["export", str(saved), "-o", str(tmp_path / "part.pt2"), "--unsure-rate", "0.1"]) == 0
+    extra = {"skpbas.json": ""}
+    torch.export.load(tmp_path / "part.pt2", extra_files=extra)
+    assert json.loads(extra["skpbas.json"])["unsure_rate"] == 0.1
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_options_that_do_not_fit_the_kind_of_export_are_wrong_use(saved, tmp_path, capsys):
+    assert main(["export", str(saved), "-o", str(tmp_path / "part.pt2"), "--opset", "18"]) == 2
+    assert "--opset 18 is of ONNX" in capsys.readouterr().err
+    assert main(["export", str(saved), "-o", str(tmp_path / "part.bin")]) == 2
+    assert "a name that ends in .onnx, or .pt2" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

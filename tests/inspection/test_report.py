@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from skpbas import PBASDetector
+from skpbas.__main__ import main
 from skpbas._cli import report as command
 from skpbas._features.results import Result
 from skpbas._inputs.geometry import Geometry
@@ -505,24 +506,15 @@ def test_colors_of_text_have_enough_contrast_in_both_modes():
 # The command ----------------------------------------------------------------------------------------------
 
 
-def arguments(*words):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    return parser.parse_args(["report", *map(str, words)])
-
-
-def test_the_command_writes_a_report_and_says_what_it_found(detector, folder, tmp_path):
-    detector.save(tmp_path / "part.skpbas")
-    lines = []
-    given = arguments(tmp_path / "part.skpbas", folder, "-o", tmp_path / "report.html", "--device", "cpu")
-    assert command.run(given, echo=lines.append) == 3  # one cannot be read
+def test_the_command_writes_a_report_and_says_what_it_found(detector, folder, tmp_path, capsys):
+    saved, page = str(tmp_path / "part.skpbas"), str(tmp_path / "report.html")
+    detector.save(saved)
+    assert main(["report", saved, str(folder), "-o", page, "--device", "cpu"]) == 3  # one cannot be read
+    lines = capsys.readouterr().out.splitlines()
     assert "11 images were inspected" in lines[0]
     assert any(line.startswith("Misses: ") for line in lines)
     assert "<title>Inspection of Prüfling</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    given = arguments(tmp_path / "part.skpbas", folder / "test" / "dent", "-o", tmp_path / "report.html")
-    assert command.run(given, echo=lines.append) == 0
+    assert main(["report", saved, str(folder / "test" / "dent"), "-o", page]) == 0
 
 
 def test_a_folder_is_read_by_its_layout(folder, tmp_path):
