@@ -21,6 +21,7 @@ from skpbas import (
     datasets,
     errors,
     export,
+    inspection,
     masks,
     metrics,
     model_selection,
@@ -100,7 +101,7 @@ def test_every_method_appears_in_the_guide():
     assert [name for name in methods if not re.search(rf"\b{name}\b", guide)] == []
 
 
-MODULES = [metrics, scorers, masks, model_selection, datasets, presets, errors, export, runtime]
+MODULES = [metrics, scorers, masks, model_selection, datasets, presets, errors, export, runtime, inspection]
 
 
 @pytest.mark.parametrize("module", MODULES)

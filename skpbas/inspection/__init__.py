@@ -1,0 +1,21 @@
+"""Plots of detectors and of what they find, in scikit-learn's convention for displays.
+
+Each display has the class methods ``from_estimator`` and, where arrays are enough, ``from_predictions``, the method
+``plot``, and the attributes ``figure_`` and ``ax_``. They need matplotlib: ``pip install "skpbas[plot]"``.
+"""
+
+from skpbas.inspection._anomaly_maps import AnomalyMapDisplay
+from skpbas.inspection._curves import ProCurveDisplay, RocCurveDisplay
+from skpbas.inspection._feature_space import BoundaryDisplay, CenterDisplay
+from skpbas.inspection._score_distribution import ScoreDistributionDisplay
+from skpbas.inspection._training_curves import TrainingDisplay
+
+__all__ = [
+    "AnomalyMapDisplay",
+    "BoundaryDisplay",
+    "CenterDisplay",
+    "ProCurveDisplay",
+    "RocCurveDisplay",
+    "ScoreDistributionDisplay",
+    "TrainingDisplay",
+]
