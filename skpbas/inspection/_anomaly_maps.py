@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _KINDS = {"both": ("image", "map"), "map": ("map",), "overlay": ("overlay",)}
 _BOX, _CONTOUR = "#ffd23f", "white"
 _PANEL, _BAR = 2.6, 0.15  # inches: width of a panel and of the color bar
-_FINEST = 1000  # positions along the longer side at which contours are traced: finer than a picture shows
 _DASHES = (0, (2.5, 1.2))
 _LABELED = 5  # boxes of an image that have their size beside them
 _LONGEST = 26  # characters of a name
@@ -50,7 +49,7 @@ class AnomalyMapDisplay:
         In [0, 1], higher is more anomalous. A map shows the whole image; one of another size is stretched to it. NaN
         where the image was not inspected.
     map_threshold : float
-        Above it a pixel is anomalous; in (0, 1).
+        Above it a pixel is anomalous; in [0, 1].
     masks : sequence of masks or None, default=None
         True defects, each at the size of its image: see :func:`skpbas.masks.read_mask`. None for an image without.
     regions : sequence of list of Region or None, default=None
@@ -111,7 +110,8 @@ class AnomalyMapDisplay:
         Parameters
         ----------
         estimator : fitted detector
-            Or a pipeline that ends in one. Besides the maps, ``p_values`` and ``verdicts`` are shown.
+            Or a pipeline that ends in one, or an :class:`~skpbas.runtime.OnnxDetector`. Titles hold verdicts and
+            p-values.
         X : array or sequence of images
             Those to draw: choose a few.
         masks : sequence of masks or None, default=None
@@ -140,15 +140,15 @@ class AnomalyMapDisplay:
             [_name(item, i) for i, item in enumerate(items)] if names is None else as_list(names, len(items), "names")
         )
         maps = list(detector.anomaly_map(items, size="input"))
-        verdicts, p_values = detector.verdicts(items), detector.p_values(items)
+        stream = detector.score_stream if hasattr(detector, "score_stream") else detector.iter_results
+        results = list(stream(items, maps=False))
         titles = [
-            f"{name}\n{verdict}, p = {p_value:.2g}"
-            for name, verdict, p_value in zip(names, verdicts, p_values, strict=True)
+            f"{name}\n{result.verdict}, p = {result.p_value:.2g}" for name, result in zip(names, results, strict=True)
         ]
         threshold = float(detector.map_threshold_)
         regions = [
-            regions_of(anomaly_map, threshold, min_area=min_area, at_least_one=verdict == "anomalous")
-            for anomaly_map, verdict in zip(maps, verdicts, strict=True)
+            regions_of(anomaly_map, threshold, min_area=int(min_area), at_least_one=result.label == -1)
+            for anomaly_map, result in zip(maps, results, strict=True)
         ]
         display = cls(items, maps, threshold, masks=masks, regions=regions, titles=titles)
         return display.plot(kind=kind, n_columns=n_columns, ax=ax)
@@ -175,7 +175,7 @@ class AnomalyMapDisplay:
         anomaly_maps : array of shape (n, h, w), or sequence of arrays
             Each shows the whole image, and is stretched to it if its size differs.
         map_threshold : float
-            In (0, 1).
+            In [0, 1].
         masks : sequence of masks or None, default=None
         names : sequence of str, default=None
         min_area : int, default=1
@@ -200,7 +200,7 @@ class AnomalyMapDisplay:
             for i, (item, anomaly_map) in enumerate(zip(items, maps, strict=True))
         ]
         threshold = _checked_threshold(map_threshold)
-        regions = [regions_of(anomaly_map, threshold, min_area=min_area) for anomaly_map in maps]
+        regions = [regions_of(anomaly_map, threshold, min_area=int(min_area)) for anomaly_map in maps]
         display = cls(items, maps, threshold, masks=masks, regions=regions, titles=names)
         return display.plot(kind=kind, n_columns=n_columns, ax=ax)
 
@@ -224,7 +224,7 @@ class AnomalyMapDisplay:
         InvalidTargetError
             A mask that does not have the size of its image.
         ValueError
-            Another number of maps, masks or axes than of images or panels; a threshold outside (0, 1).
+            Another number of maps, masks or axes than of images or panels; a threshold outside [0, 1].
         """
         check_choice(kind, "kind", tuple(_KINDS))
         panels, n = _KINDS[kind], len(self.images)
@@ -262,17 +262,15 @@ class AnomalyMapDisplay:
             shown = image[..., 0] if image.shape[2] == 1 else image
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
         if panel != "image":
-            scaled = np.ma.filled(norm(np.nan_to_num(anomaly_map, nan=np.inf)), 1)
-            opacity = 0.75 * scaled if panel == "overlay" else None
+            scaled = np.ma.filled(norm(np.nan_to_num(anomaly_map)), 0)
+            opacity = np.where(np.isnan(anomaly_map), 0.9, 0.75 * scaled) if panel == "overlay" else None
             ax.imshow(np.ma.masked_invalid(anomaly_map), cmap=colormap, norm=norm, alpha=opacity)
         return ScalarMappable(norm, colormap)
 
     def _draw_outlines(self, ax: Axes, anomaly_map: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
         if mask is not None and mask.any():
             _draw_contour(ax, np.pad(mask.astype(float), 1), 0.5, MARKED, "dashed", offset=-1)
-        seen = anomaly_map[np.isfinite(anomaly_map)]
-        if seen.size and seen.min() <= self.map_threshold < seen.max():
-            _draw_contour(ax, anomaly_map, self.map_threshold, _CONTOUR, "solid")
+        _draw_contour(ax, anomaly_map, self.map_threshold, _CONTOUR, "solid")
 
     def _draw_legend(self, drawn: ScalarMappable, maps: Any, masks: Any, regions: Any, *, own: bool) -> None:
         from matplotlib.lines import Line2D
@@ -314,12 +312,17 @@ class AnomalyMapDisplay:
 
 
 def _draw_contour(ax: Axes, values: NDArray[Any], level: float, color: str, style: str, *, offset: int = 0) -> None:
-    step = max(1, -(-max(values.shape) // _FINEST))
-    rows, columns = (np.arange(0, side, step) + offset for side in values.shape)
+    """Draw where values cross a level, if they do; ``offset``: coordinate of the first row and column."""
+    rows, columns = (np.flatnonzero((values > level).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return
+    inside = tuple(slice(max(found[0] - 1, 0), found[-1] + 2) for found in (rows, columns))  # a part is traced faster
+    part = np.ma.masked_invalid(values[inside])
+    if part.min() > level or min(part.shape) < 2:
+        return
+    y, x = (np.arange(*s.indices(side)) + offset for s, side in zip(inside, values.shape, strict=True))
     limits = ax.get_xlim(), ax.get_ylim()
-    lines = ax.contour(
-        columns, rows, np.ma.masked_invalid(values[::step, ::step]), [level], colors=color, linewidths=1.3
-    )
+    lines = ax.contour(x, y, part, [level], colors=color, linewidths=1.3)
     lines.set(path_effects=halo(2.5))
     if style == "dashed":
         lines.set_linestyle(_DASHES)
@@ -420,6 +423,6 @@ def _checked_mask(mask: Any, shape: tuple[int, ...], index: int) -> NDArray[np.b
 
 
 def _checked_threshold(threshold: Any) -> float:
-    if not 0 < threshold < 1:
-        raise ValueError(f"map_threshold={threshold!r}: expected a number in (0, 1), as of anomaly maps")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"map_threshold={threshold!r}: expected a number in [0, 1], as anomaly maps have")
     return float(threshold)

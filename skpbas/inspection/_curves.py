@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _SCALES = ("linear", "symlog")
 _FINEST_PIXELS = 1e-4  # false-alarm rate of pixels down to which an axis is logarithmic
-_MOST_VERTICES = 4000  # of a curve that is drawn: more than a picture has columns
 
 
 class RocCurveDisplay:
@@ -400,8 +399,7 @@ class ProCurveDisplay:
         name = self.name if name is None else name
         area = [] if self.pixel_pro is None else [f"PRO {self.pixel_pro:.3f} up to {percent(self.max_fpr)}"]
         label = ", ".join([*filter(None, [name]), *area])
-        drawn = _thinned(len(self.fpr))
-        (self.line_,) = ax.plot(self.fpr[drawn], self.pro[drawn], **{"label": label or None, "linewidth": 2, **kwargs})
+        (self.line_,) = ax.plot(self.fpr, self.pro, **{"label": label or None, "linewidth": 2, **kwargs})
         if self.operating_point is not None:
             fpr, pro = self.operating_point
             text = f"threshold: {percent(pro)} covered, {percent(fpr)} false"
@@ -429,11 +427,3 @@ def _share_of_normal_pixels_above(threshold: float, masks: Any, anomaly_maps: An
         normal = np.asarray(anomaly_map) if mask is None else np.asarray(anomaly_map)[np.asarray(mask) == 0]
         n_flagged, n_normal = n_flagged + int((normal > threshold).sum()), n_normal + normal.size
     return n_flagged / n_normal
-
-
-def _thinned(n: int) -> NDArray[np.intp]:
-    """Return indices of the vertices that are drawn: all, or many near the start and every so many of the others."""
-    if n <= _MOST_VERTICES:
-        return np.arange(n)
-    few = np.concatenate([np.linspace(0, n - 1, _MOST_VERTICES // 2), np.geomspace(1, n - 1, _MOST_VERTICES // 2)])
-    return np.unique(np.append(np.round(few), 0)).astype(np.intp)

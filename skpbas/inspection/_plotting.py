@@ -59,7 +59,7 @@ def map_limits(map_threshold: float) -> tuple[float, float]:
     >>> map_limits(0.625), map_limits(0.25)
     ((0.4375, 0.8125), (0.125, 0.375))
     """
-    reach = min(map_threshold, 1 - map_threshold) / 2
+    reach = max(min(map_threshold, 1 - map_threshold) / 2, 1e-6)  # a scale has a length, even at the ends
     return map_threshold - reach, map_threshold + reach
 
 

@@ -96,10 +96,10 @@ class TrainingDisplay:
         TrainingDisplay
             The display itself.
         """
-        from matplotlib.ticker import MaxNLocator
-
         has_terms = "normal" in self.loss_curve
         self.ax_ = _axes(ax, 2 if has_terms else 1)
+        from matplotlib.ticker import MaxNLocator
+
         self.figure_ = self.ax_[0].figure
         epochs = np.arange(1, len(self.loss_curve["center"]) + 1)
         style: dict[str, Any] = {"linewidth": 2, **({"marker": "o"} if len(epochs) == 1 else {})}
