@@ -223,11 +223,8 @@ class ScoreDistributionDisplay:
             ticks = _rounded_ticks(low, high, width)
             self.ax_.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             self.ax_.minorticks_off()
-            edges = np.sinh(np.linspace(np.arcsinh(low / width), np.arcsinh(high / width), _BINS + 1)) * width
-        else:
-            edges = np.linspace(low, high + 1e-9, _BINS + 1)
-        edges[[0, -1]] = min(edges[0], low), max(edges[-1], high)  # whatever rounding did
-        return edges
+            return np.sinh(_edges(np.arcsinh(low / width), np.arcsinh(high / width))) * width
+        return _edges(low, high)
 
     def _groups(self) -> list[_Group]:
         """Return name, finite margins and color of each group, in the order of their rows from the bottom."""
@@ -272,6 +269,13 @@ def _limits(detector: Any, unsure_rate: float) -> dict[str, Any]:
         "false_alarm_rate": float(rate),
         "unsure_rate": unsure_rate,
     }
+
+
+def _edges(low: float, high: float) -> NDArray[np.float64]:
+    """Return the edges of bins that hold all from ``low`` <= 0 to ``high`` >= 0; 0 is one, so no bin has two sides."""
+    step = (high - low) / _BINS or 1.0
+    edges: NDArray[np.float64] = step * np.arange(np.floor(low / step) - 1, np.ceil(high / step) + 2)
+    return edges
 
 
 def _rounded_ticks(low: float, high: float, width: float) -> list[float]:

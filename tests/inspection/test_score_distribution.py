@@ -101,6 +101,17 @@ def test_clear_defects_do_not_squeeze_the_good_images():
     assert near.ax_.get_xscale() == "linear"
 
 
+@pytest.mark.parametrize("scale", ["linear", "asinh"])
+def test_no_bar_lies_on_both_sides_of_the_threshold(scale):
+    scores = np.random.default_rng(0).normal(0.3, 1.0, 200)
+    display = ScoreDistributionDisplay.from_predictions(scores, offset=0.0, scale=scale)
+    ((values, edges, _),) = heights(display.ax_)
+    assert 0 in edges
+    n_below = round(values[edges[1:] <= 0].sum() / 0.8 * max(np.histogram(scores, edges)[0]))
+    assert n_below == (scores < 0).sum()
+    assert np.histogram(scores, edges)[0].sum() == 200
+
+
 def test_a_score_that_is_not_a_number_counts_as_anomalous_and_is_not_drawn():
     scores = [-1.0, np.nan, -np.inf, -1.2]
     display = ScoreDistributionDisplay.from_predictions(scores, [1, 1, -1, -1], offset=-1.5)
