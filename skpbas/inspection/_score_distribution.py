@@ -204,9 +204,9 @@ class ScoreDistributionDisplay:
             ax.stairs(row + 0.8 * share / largest, edges, baseline=row, fill=True, color=color, alpha=0.85)
             ax.plot(values, np.full(len(values), row - 0.06), "|", color=color, markersize=5, alpha=0.8)
         if self.unsure_margin is not None and self.unsure_margin > 0:
-            reach = "" if self.unsure_rate is None else f": up to {percent(self.unsure_rate)} of good images"
+            reach = "" if self.unsure_rate is None else f": flagged at {percent(self.unsure_rate)} false alarms"
             ax.axvspan(0, self.unsure_margin, color=FOURTH, alpha=0.3, linewidth=0, zorder=0, label=f"unsure{reach}")
-        aim = "" if self.false_alarm_rate is None else f": {percent(self.false_alarm_rate)} of good images aimed at"
+        aim = "" if self.false_alarm_rate is None else f": aims at {percent(self.false_alarm_rate)} false alarms"
         ax.axvline(0, color=ink(ax), linewidth=1.5, linestyle="dashed", label=f"threshold{aim}")
         ax.set(xlabel="margin (below 0: anomalous)", ylim=(-0.15, len(groups) - 0.1))
         ax.set_yticks(np.arange(len(groups)) + 0.25, [f"{name}\n{len(values)}" for name, values, _ in groups])

@@ -62,8 +62,8 @@ def test_the_threshold_is_at_zero_and_names_the_rate_aimed_at(fitted, mixed):
     display = ScoreDistributionDisplay.from_estimator(fitted, mixed[0])
     (line,) = [line for line in display.ax_.lines if line.get_linestyle() == "--"]
     assert list(line.get_xdata()) == [0, 0]
-    assert "threshold: 1 % of good images aimed at" in legend(display)
-    assert "unsure: up to 5 % of good images" in legend(display)
+    assert "threshold: aims at 1 % false alarms" in legend(display)
+    assert "unsure: flagged at 5 % false alarms" in legend(display)
 
 
 def test_without_labels_nothing_is_called_false_or_missed(fitted, mixed):
