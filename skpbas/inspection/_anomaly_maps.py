@@ -31,6 +31,7 @@ _BOX, _CONTOUR = "#ffd23f", "white"
 _PANEL, _BAR = 2.6, 0.15  # inches: width of a panel and of the color bar
 _DASHES = (0, (2.5, 1.2))
 _LABELED = 5  # boxes of an image that have their size beside them
+_ROOM = 0.15  # share of an image's height that a label needs beyond a box
 _LONGEST = 26  # characters of a name
 
 
@@ -337,14 +338,19 @@ def _draw_box(ax: Axes, region: Region, shape: tuple[int, int], *, labeled: bool
     ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_BOX, linewidth=1.2, path_effects=halo(2.5)))
     if not labeled:
         return
-    above, right = top > 0.15 * shape[0], left + width / 2 > shape[1] / 2
+    right = left + width / 2 > shape[1] / 2
+    bottom, side = top + height - 0.5, left + width - 0.5 if right else left - 0.5
+    if top > _ROOM * shape[0]:
+        edge, below = top - 0.5, False
+    else:
+        edge, below = bottom if bottom < (1 - _ROOM) * shape[0] else top - 0.5, True
     ax.annotate(
         f"{width} × {height} px",
-        (left + width - 0.5 if right else left - 0.5, top - 0.5 if above else top + height - 0.5),
-        xytext=(0, 2 if above else -2),
+        (side, edge),
+        xytext=(-2 if right else 2, -2 if below else 2),
         textcoords="offset points",
         ha="right" if right else "left",
-        va="bottom" if above else "top",
+        va="top" if below else "bottom",
         color=_BOX,
         fontsize="x-small",
         path_effects=halo(2),

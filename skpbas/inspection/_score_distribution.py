@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skpbas._decisions.deciding import UNSURE_RATE, check_unsure_rate
+from skpbas._decisions.judging import Judge
 from skpbas._inputs.targets import anomalous_rows
 from skpbas.inspection._plotting import (
     DEFECTIVE,
@@ -117,7 +118,7 @@ class ScoreDistributionDisplay:
             Which images are defective: +1 normal, -1 anomalous; {0, 1} or booleans with 1 for anomalous ones; or masks.
             None: unknown.
         unsure_rate : float in (0, 0.5], default=0.05
-            As for ``verdicts``.
+            As for ``verdicts``; 0.05 for an :class:`~skpbas.runtime.OnnxDetector`.
         scale : {"auto", "linear", "asinh"}, default="auto"
             As for :meth:`plot`.
         ax : Axes, default=None
@@ -261,12 +262,16 @@ def _limits(detector: Any, unsure_rate: float) -> dict[str, Any]:
         scores, rate = detector.calibration_scores_, detector.max_false_alarm_rate
         rank = int(unsure_rate * (len(scores) + 1) * (1 + 1e-12))  # p-values up to the rate are below this score
         unsure = np.sort(scores)[rank - 1] if rank else detector.offset_
+    elif isinstance(judge := getattr(detector, "_judge", None), Judge):  # an exported detector
+        unsure, scores, rate = judge.unsure_offset, judge.normal_scores, None
+        if unsure_rate != UNSURE_RATE:
+            raise ValueError(f"unsure_rate={unsure_rate!r}: an exported detector knows {UNSURE_RATE} only")
     else:
         return {}
     return {
         "training_margins": scores - detector.offset_,
         "unsure_margin": max(float(unsure - detector.offset_), 0.0),
-        "false_alarm_rate": float(rate),
+        "false_alarm_rate": None if rate is None else float(rate),
         "unsure_rate": unsure_rate,
     }
 

@@ -85,6 +85,18 @@ def test_boxes_and_their_sizes_are_in_pixels_of_the_image():
     assert [text.get_text() for text in display.ax_[0, 0].texts] == ["23 × 7 px"]
 
 
+@pytest.mark.parametrize("rows", [(0, 40), (0, 5), (35, 40), (10, 12)])
+def test_the_size_of_a_box_is_written_inside_the_picture(rows):
+    anomaly_map = np.full((40, 60), 0.2, np.float32)
+    anomaly_map[slice(*rows), 20:43] = 0.9
+    display = AnomalyMapDisplay.from_predictions([image()], [anomaly_map], map_threshold=0.6)
+    display.figure_.canvas.draw()
+    (label,) = display.ax_[0, 0].texts
+    inner, outer = label.get_window_extent(), display.ax_[0, 0].get_window_extent()
+    assert outer.x0 <= inner.x0 < inner.x1 <= outer.x1
+    assert outer.y0 <= inner.y0 < inner.y1 <= outer.y1
+
+
 def test_a_map_of_another_size_is_stretched_to_its_image():
     small = np.full((4, 4), 0.2, np.float32)
     small[2:, 2:] = 0.9

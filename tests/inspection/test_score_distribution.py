@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import textured_images
+from helpers import small_detector, textured_images
 
 from skpbas.calibration import ConformalThreshold
 from skpbas.errors import InvalidTargetError
 from skpbas.inspection import ScoreDistributionDisplay
+from skpbas.runtime import OnnxDetector
 
 pytest.importorskip("matplotlib.pyplot")
 
@@ -76,8 +77,6 @@ def test_without_labels_nothing_is_called_false_or_missed(fitted, mixed):
 
 @pytest.mark.parametrize("cv", [None, 2])
 def test_a_conformal_threshold_is_drawn_with_its_own_band(fitted, good_images, mixed, cv):
-    from helpers import small_detector
-
     images, labels = mixed
     detector = small_detector(max_epochs=1)
     conformal = ConformalThreshold(detector, max_false_alarm_rate=0.25, cv=cv, random_state=0).fit(good_images)
@@ -87,6 +86,25 @@ def test_a_conformal_threshold_is_drawn_with_its_own_band(fitted, good_images, m
         assert display.unsure_ == (conformal.verdicts(images, unsure_rate=0.5) == "unsure").sum()
     else:
         assert display.unsure_ is None
+
+
+class Exported(OnnxDetector):
+    """An exported detector without the export, which takes longer than all tests here."""
+
+    def __init__(self, detector):
+        self.detector, self.offset_, self._judge = detector, detector.offset_, detector._judge()
+
+    def score_samples(self, X):
+        return self.detector.score_samples(X)
+
+
+def test_an_exported_detector_has_the_same_rows_and_band(fitted, mixed):
+    exported = Exported(fitted)
+    display = ScoreDistributionDisplay.from_estimator(exported, *mixed)
+    assert display.unsure_ == (exported.verdicts(mixed[0]) == "unsure").sum()
+    assert len(display.training_margins) == len(fitted.training_scores_)
+    with pytest.raises(ValueError, match=r"unsure_rate=0.1: an exported detector knows 0.05 only"):
+        ScoreDistributionDisplay.from_estimator(exported, mixed[0], unsure_rate=0.1)
 
 
 def test_clear_defects_do_not_squeeze_the_good_images():
