@@ -17,7 +17,18 @@ from skpbas._inputs.geometry import Geometry
 from skpbas._inputs.images import check_images
 from skpbas._inputs.mask_reader import is_missing, mask_pixels
 from skpbas.errors import InvalidTargetError
-from skpbas.inspection._plotting import MARKED, NEUTRAL, as_list, check_choice, halo, ink, map_colors, place_of, pyplot
+from skpbas.inspection._plotting import (
+    MARKED,
+    NEUTRAL,
+    as_list,
+    check_choice,
+    halo,
+    ink,
+    map_colors,
+    map_value,
+    place_of,
+    pyplot,
+)
 from skpbas.scorers import detector_and_images
 
 if TYPE_CHECKING:
@@ -263,7 +274,7 @@ class AnomalyMapDisplay:
             shown = image[..., 0] if image.shape[2] == 1 else image
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
         if panel != "image":
-            scaled = np.ma.filled(norm(np.nan_to_num(anomaly_map)), 0)
+            scaled = np.clip(np.ma.filled(norm(np.nan_to_num(anomaly_map)), 0), 0, 1)
             opacity = np.where(np.isnan(anomaly_map), 0.9, 0.75 * scaled) if panel == "overlay" else None
             ax.imshow(np.ma.masked_invalid(anomaly_map), cmap=colormap, norm=norm, alpha=opacity)
         return ScalarMappable(norm, colormap)
@@ -289,12 +300,13 @@ class AnomalyMapDisplay:
             extendfrac=_BAR / length,
             pad=0.02,
         )
-        self.colorbar_.set_ticks(
-            [low, self.map_threshold, high], labels=[f"{v:.2f}" for v in (low, self.map_threshold, high)]
-        )
-        self.colorbar_.ax.axhline(self.map_threshold, color=_CONTOUR, linewidth=1.5, path_effects=halo(3))
+        middle = drawn.norm.vcenter
+        self.colorbar_.set_ticks([low, middle, high], labels=[map_value(v) for v in (low, self.map_threshold, high)])
+        self.colorbar_.ax.axhline(middle, color=_CONTOUR, linewidth=1.5, path_effects=halo(3))
         line = {"path_effects": halo(2.5), "linewidth": 1.3}
-        handles: list[Any] = [Line2D([], [], color=_CONTOUR, label=f"threshold {self.map_threshold:.2f}", **line)]
+        handles: list[Any] = [
+            Line2D([], [], color=_CONTOUR, label=f"threshold {map_value(self.map_threshold)}", **line)
+        ]
         if any(found for found in regions):
             handles.append(Patch(edgecolor=_BOX, facecolor="none", label="region", path_effects=halo(2.5)))
         if any(mask is not None and mask.any() for mask in masks):

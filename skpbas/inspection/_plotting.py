@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GOOD, DEFECTIVE, THIRD, FOURTH, NEUTRAL = "#2f8fd0", "#d55e00", "#009e73", "#e69f00", "#808080"
 MARKED = "#41c7ff"  # outlines of masks, beside the warm colors of anomaly maps
 
+_NEAREST = 1e-4  # of the middle of a scale to the ends of [0, 1]
 EDGE = 2e-3  # share of an axis beyond 0 and 1, so that curves along the edges are seen whole
 
 
@@ -48,28 +49,44 @@ def ink(ax: Axes) -> Any:
 
 
 def map_limits(map_threshold: float) -> tuple[float, float]:
-    """Return the ends of the color scale of anomaly maps: the threshold has the color in the middle of the scale.
+    """Return the ends of the color scale of anomaly maps, halfway from the threshold to 0 and to 1.
 
-    They depend on the threshold alone, so that all pictures of a detector have one scale. It reaches halfway to the
-    nearer end of [0, 1]: what is far below the threshold is black, so good parts do not glow.
+    They depend on the threshold alone, so that all pictures of a detector have one scale, the command line's. What is
+    far below the threshold is black, so good parts do not glow.
 
     Examples
     --------
     >>> from skpbas.inspection._plotting import map_limits
     >>> map_limits(0.625), map_limits(0.25)
-    ((0.4375, 0.8125), (0.125, 0.375))
+    ((0.3125, 0.8125), (0.125, 0.625))
     """
-    reach = max(min(map_threshold, 1 - map_threshold) / 2, 1e-6)  # a scale has a length, even at the ends
-    return map_threshold - reach, map_threshold + reach
+    return map_threshold / 2, (1 + map_threshold) / 2
 
 
 def map_colors(map_threshold: float) -> tuple[ListedColormap, Normalize]:
-    """Return the colors of anomaly maps in [0, 1], those of the command line's pictures, and their pinned scale."""
+    """Return the colors of anomaly maps in [0, 1], those of the command line's pictures, and their pinned scale.
+
+    The threshold has the color in the middle.
+    """
     pyplot("a picture of an anomaly map")
-    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
     colormap = ListedColormap([tuple(color) for color in color_table() / 255], name="skpbas").with_extremes(bad=NEUTRAL)
-    return colormap, Normalize(*map_limits(map_threshold), clip=True)
+    middle = min(max(map_threshold, _NEAREST), 1 - _NEAREST)  # both halves of a scale have a length
+    low, high = map_limits(middle)
+    return colormap, TwoSlopeNorm(middle, low, high)
+
+
+def map_value(value: float) -> str:
+    """Return a value of an anomaly map with two decimals, or more near 0 and 1.
+
+    Examples
+    --------
+    >>> from skpbas.inspection._plotting import map_value
+    >>> map_value(0.5), map_value(0.9987), map_value(1)
+    ('0.50', '0.9987', '1.0000')
+    """
+    return f"{value:.2f}" if 0.01 <= value <= 0.99 else f"{value:.4f}"
 
 
 def percent(share: float) -> str:

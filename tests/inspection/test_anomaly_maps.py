@@ -63,8 +63,8 @@ def test_two_pictures_of_a_detector_have_one_scale_whatever_their_maps():
     )
     for display in (low, high):
         (drawn,) = display.ax_[0, 1].images
-        assert (drawn.norm.vmin, drawn.norm.vmax) == pytest.approx((0.4, 0.8))
-        assert (display.colorbar_.norm.vmin, display.colorbar_.norm.vmax) == pytest.approx((0.4, 0.8))
+        assert (drawn.norm.vmin, drawn.norm.vmax) == pytest.approx((0.3, 0.8))
+        assert (display.colorbar_.norm.vmin, display.colorbar_.norm.vmax) == pytest.approx((0.3, 0.8))
         middle = np.array(drawn.cmap(drawn.norm(0.6))[:3]) * 255
         assert middle == pytest.approx(color_table()[[127, 128]].mean(axis=0), abs=2)
 
@@ -72,7 +72,7 @@ def test_two_pictures_of_a_detector_have_one_scale_whatever_their_maps():
 def test_a_good_part_is_dark():
     display = AnomalyMapDisplay.from_predictions([image()], [hill(height=0.41, base=0.4)], map_threshold=0.6)
     (drawn,) = display.ax_[0, 1].images
-    assert np.asarray(drawn.to_rgba(drawn.get_array()))[..., :3].mean() < 0.1
+    assert np.asarray(drawn.to_rgba(drawn.get_array()))[..., :3].mean() < 0.25
     assert contours(display.ax_[0, 1]) == []
 
 
@@ -150,7 +150,7 @@ def test_a_flat_map_is_drawn_without_contours(value):
     assert contours(display.ax_[0, 1]) == []
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 1e-7, 0.9999, 1.0])
 def test_a_threshold_at_the_end_of_the_range_can_be_drawn(threshold):
     AnomalyMapDisplay.from_predictions([image()], [hill()], map_threshold=threshold).figure_.canvas.draw()
 
@@ -160,7 +160,7 @@ def test_an_overlay_is_more_transparent_where_the_map_is_low():
     assert display.ax_.shape == (1, 1)
     _, overlay = display.ax_[0, 0].images
     opacity = np.asarray(overlay.get_alpha())
-    assert opacity[0, 0] == 0
+    assert opacity[0, 0] == pytest.approx(0, abs=1e-6)
     assert opacity[20, 30] == 0.75
 
 

@@ -28,9 +28,9 @@ pytest.importorskip("pytest_mpl", reason="pytest-mpl is not installed")
 DPI = 50
 
 TOLERANCE = 2
-"""Root mean square difference of the pixels, of 255. The pictures of matplotlib 3.9, 3.10 and 3.11 differ by up to 1.3,
-because of how each rounds the edges of images; without the contour of a map, a box or the outline of a mask it is 4 and
-more."""
+"""Root mean square difference of the pixels, of 255. The pictures of matplotlib 3.9, 3.10 and 3.11 differ by up to 1.2,
+because of how each rounds the edges of images; without the contour of a map, a box or the outline of a mask it is 3.9
+and more."""
 
 
 def compared(**options):
