@@ -122,6 +122,11 @@ class AnomalyScorer:
     def _names(self) -> tuple[str, ...]:
         return (self.metrics,) if isinstance(self.metrics, str) else self.metrics
 
+    @property
+    def __name__(self) -> str:
+        """The metric, or "anomaly_scores" for several: scikit-learn's displays of curves label their axes with it."""
+        return self.metrics if isinstance(self.metrics, str) else "anomaly_scores"
+
     def __repr__(self) -> str:
         given = [repr(self.metrics)] if self.metrics != _DEFAULT_METRICS else []
         given += [f"max_fpr={self.max_fpr!r}"] if self.max_fpr != 0.3 else []
@@ -163,7 +168,7 @@ class AnomalyScorer:
         """
         X = X if hasattr(X, "__len__") else list(X)
         given = X
-        detector, X = _detector_and_images(estimator, X)
+        detector, X = detector_and_images(estimator, X)
         image_names = [name for name in self._names if name in _IMAGE_METRICS]
         pixel_names = [name for name in self._names if name in _PIXEL_METRICS]
         truth = _Truth(len(X), y, masks, image_names, pixel_names)
@@ -329,7 +334,7 @@ _EXPECTED_BOTH = (
 )
 
 
-def _detector_and_images(estimator: Any, X: Any) -> tuple[Any, Any]:
+def detector_and_images(estimator: Any, X: Any) -> tuple[Any, Any]:
     """Unwrap searches and pipelines, and apply the earlier steps of a pipeline to the images."""
     while True:
         if hasattr(estimator, "best_estimator_"):

@@ -51,15 +51,29 @@ def color_map(anomaly_map: NDArray[np.floating[Any]], low: float, high: float) -
     return colors
 
 
+def map_limits(threshold: float) -> tuple[float, float]:
+    """Return the ends of the color scale of anomaly maps, halfway from the threshold to 0 and to 1.
+
+    They depend on the threshold alone, so that all pictures of a detector have one scale. What is far below the
+    threshold is black, so good parts do not glow.
+
+    Examples
+    --------
+    >>> from skpbas._cli.colormap import map_limits
+    >>> map_limits(0.625), map_limits(0.25)
+    ((0.3125, 0.8125), (0.125, 0.625))
+    """
+    return threshold / 2, (1 + threshold) / 2
+
+
 def pinned(anomaly_map: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.float64]:
     """Return an anomaly map on the scale of colors, [0, 1], on which a detector's threshold is 0.5 in every picture.
 
-    Half of the threshold and less is 0, halfway from the threshold to 1 and more is 1. NaN, which a crop did not see,
-    is 0.
+    What is below or above :func:`map_limits` is 0 or 1; NaN, which a crop did not see, is 0.
     """
     values = np.nan_to_num(anomaly_map.astype(np.float64), nan=0.0)
-    ends = [threshold / 2, threshold, (1 + threshold) / 2]
-    scaled: NDArray[np.float64] = np.interp(values, ends, [0.0, 0.5, 1.0])
+    low, high = map_limits(threshold)
+    scaled: NDArray[np.float64] = np.interp(values, [low, threshold, high], [0.0, 0.5, 1.0])
     return scaled
 
 

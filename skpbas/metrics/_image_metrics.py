@@ -40,7 +40,7 @@ def image_auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     >>> image_auroc([1, 1, -1, -1], [0.1, 0.6, 0.4, 0.9])
     0.75
     """
-    return float(roc_auc_score(*_checked_labels_and_scores(labels, scores)))
+    return float(roc_auc_score(*checked_labels_and_scores(labels, scores)))
 
 
 def image_ap(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
@@ -68,7 +68,7 @@ def image_ap(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     >>> round(image_ap([1, 1, -1, -1], [0.1, 0.6, 0.4, 0.9]), 4)
     0.8333
     """
-    return float(average_precision_score(*_checked_labels_and_scores(labels, scores)))
+    return float(average_precision_score(*checked_labels_and_scores(labels, scores)))
 
 
 def image_partial_auroc(labels: npt.ArrayLike, scores: npt.ArrayLike, max_fpr: float = 0.05) -> float:
@@ -107,7 +107,7 @@ def image_partial_auroc(labels: npt.ArrayLike, scores: npt.ArrayLike, max_fpr: f
     0.6667
     """
     max_fpr = checked_max_fpr(max_fpr)
-    return float(roc_auc_score(*_checked_labels_and_scores(labels, scores), max_fpr=max_fpr))
+    return float(roc_auc_score(*checked_labels_and_scores(labels, scores), max_fpr=max_fpr))
 
 
 def miss_rate(labels: npt.ArrayLike, scores: npt.ArrayLike, max_fpr: float = 0.05) -> float:
@@ -145,7 +145,7 @@ def miss_rate(labels: npt.ArrayLike, scores: npt.ArrayLike, max_fpr: float = 0.0
     0.0
     """
     max_fpr = checked_max_fpr(max_fpr)
-    fpr, tpr, _ = roc_curve(*_checked_labels_and_scores(labels, scores), drop_intermediate=False)
+    fpr, tpr, _ = roc_curve(*checked_labels_and_scores(labels, scores), drop_intermediate=False)
     return float(1 - tpr[fpr <= max_fpr].max())
 
 
@@ -156,7 +156,7 @@ def checked_max_fpr(max_fpr: Any, name: str = "max_fpr") -> float:
     return float(max_fpr)
 
 
-def _checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[_Array, _Array]:
+def checked_labels_and_scores(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[_Array, _Array]:
     """Return whether each image is anomalous, and the scores."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or scores.shape != labels.shape:

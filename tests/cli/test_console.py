@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -29,7 +30,7 @@ def test_each_command_teaches_by_examples_that_are_valid(command):
     examples = [line.split("skpbas ", 1)[1].split(" | ")[0] for line in lines if "  skpbas " in line]
     assert any(example.split()[0] == command for example in examples)
     for example in examples:
-        make_parser().parse_args(example.replace('"', "").split())
+        make_parser().parse_args(shlex.split(example))
 
 
 def failing(error: BaseException):

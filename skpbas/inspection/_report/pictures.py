@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skpbas._cli.colormap import color_table
+from skpbas._cli.colormap import color_table, pinned
 
 LARGEST_PAGE = 28_500_000
 """Bytes of a page that are shared among its images."""
@@ -22,7 +22,7 @@ _LEAST_PHOTO = 4_000
 _QUALITIES = (88, 76, 64, 52)
 _SMALLEST_SIDE = 120
 _MAP_SIDE = 80
-_N_COLORS = 64
+_N_COLORS = 48
 _INVISIBLE, _AT_THRESHOLD, _MOST_OPAQUE = 0.42, 0.45, 0.8  # place below which nothing is drawn; opacities
 
 
@@ -79,7 +79,7 @@ def heat(anomaly_map: NDArray[np.float32], threshold: float) -> str | None:
     """
     small = Image.fromarray(np.nan_to_num(anomaly_map.astype(np.float32)))
     small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BOX)
-    place = _place(np.asarray(small), threshold)
+    place = pinned(np.asarray(small), threshold)
     if place.max() <= _INVISIBLE:
         return None
     image = Image.fromarray(np.rint(place * (_N_COLORS - 1)).astype(np.uint8))
@@ -93,13 +93,6 @@ def heat(anomaly_map: NDArray[np.float32], threshold: float) -> str | None:
 def legend(n: int = 12) -> list[str]:
     """Return n colors of anomaly maps in hexadecimal, from 0 to 1; the threshold is in the middle."""
     return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in _colors(np.linspace(0, 1, n)).tolist()]
-
-
-def _place(values: NDArray[Any], threshold: float) -> NDArray[np.float64]:
-    """Return the places of values on the color scale, in [0, 1]: the threshold is always in the middle."""
-    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
-    low = max(0.0, 2 * threshold - 1)
-    return np.interp(values, [low, threshold, 1.0], [0.0, 0.5, 1.0])
 
 
 def _colors(places: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -343,7 +343,7 @@ function drawLegend() {
   });
   const bar = make("rect", { x: 0, y: 2, width: 280, height: 14, fill: "url(#scale)" });
   const tick = make("path", { d: "M140,0v20", stroke: "currentColor", "stroke-width": 2 });
-  const words = [[0, "start", "normal"], [140, "middle", `threshold ${number(data.mapThreshold)}`], [280, "end", "1"]];
+  const words = [[0, "start", "normal"], [140, "middle", `threshold ${number(data.mapThreshold)}`], [280, "end", "anomalous"]];
   const texts = words.map(([x, anchor, text]) => make("text", { x, y: 33, "text-anchor": anchor }, text));
   byId("legend").replaceChildren(make("svg", { viewBox: "0 0 280 40", "aria-hidden": "true" }, make("defs", {}, gradient), bar, tick, ...texts));
 }

@@ -64,7 +64,8 @@ def write_report(
     title : str or None, default=None
         None: "Inspection report".
     unsure_rate : float in (0, 0.5] or None, default=None
-        As for :meth:`PBASDetector.verdicts() <skpbas.PBASDetector.verdicts>`; None: 0.05. An OnnxDetector has no other.
+        As for :meth:`PBASDetector.verdicts() <skpbas.PBASDetector.verdicts>`; None: 0.05, or that of an
+        OnnxDetector, which has no other.
     picture_size : int, default=640
         Longer side of the pictures, in pixels, from 64 to 4,096. They are made coarser where more than about 350 images
         would make a file of more than 30 MB; beyond 2,000 images it grows.
@@ -113,7 +114,7 @@ def write_report(
     if unsure_rate is not None:
         check_unsure_rate(unsure_rate)
         if not hasattr(detector, "score_stream"):
-            raise ValueError(f"unsure_rate={unsure_rate!r}: an exported detector has the rate of 0.05; pass None")
+            raise ValueError(f"unsure_rate={unsure_rate!r}: an exported detector has that of its export; pass None")
     if (
         isinstance(picture_size, bool)
         or not isinstance(picture_size, int)
