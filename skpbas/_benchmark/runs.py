@@ -58,9 +58,11 @@ class Plan:
     runtime: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if wrong := [seed for seed in self.seeds or () if not 0 <= seed < 2**32]:
+            raise ValueError(f"seeds: {wrong[0]} is not from 0 to 4,294,967,295")
         for _, case, _ in self.cases:
             try:
-                check_parameters(case.parameters)
+                check_parameters({**case.parameters, **self.runtime})
             except ValueError as error:
                 raise ValueError(f"setting {case.name!r}: {error}") from error
 

@@ -115,7 +115,8 @@ def _folder_categories(root: Path) -> list[str]:
 
 def _load_folder(root: Path, category: str, split: Any) -> Bunch:
     """Load a category in MVTec AD's layout whose masks may be missing altogether."""
-    whole = root.resolve() if (root / "train").is_dir() else (root / category).resolve()
+    itself = (root / "train").is_dir() and category == root.resolve().name
+    whole = root.resolve() if itself else (root / category).resolve()
     if (whole / "ground_truth").is_dir() or not (whole / split).is_dir():
         return load_mvtec(whole.parent, whole.name, split)  # which also says what is missing
     images: list[Path] = []
