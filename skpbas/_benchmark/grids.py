@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skpbas._benchmark.published import AVERAGE
 from skpbas._benchmark.tables import LABELS, SHORT, Table, Value
 
 Grid = tuple[list[str], list[list[str]]]
@@ -14,7 +15,8 @@ def main_grid(table: Table) -> Grid:
     header = [{"categories": "category", "seeds": "seed"}.get(table.study.rows, "setting")]
     cells = [[row.label] for row in table.rows]
     for metric in table.metrics:
-        compared = any(metric in row.published for row in table.rows)
+        # where only averages are published, another table compares them
+        compared = any(metric in row.published for row in table.rows if row.label != AVERAGE)
         header += [SHORT[metric], "paper", "difference"] if compared else [SHORT[metric]]
         for line, row in zip(cells, table.rows, strict=True):
             line.append(_percent(row.values.get(metric)))

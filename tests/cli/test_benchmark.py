@@ -441,6 +441,7 @@ def test_a_table_of_metrics_has_a_row_for_each():
     header, rows = main_grid(table)
     assert header[:5] == ["average", "this run", "paper", "difference", "NoCoAD"]
     assert rows[3] == ["pixel AP", "40.0", "47.6", "−7.6", *rows[3][4:]]
+    assert "paper" not in main_grid(every)[0]  # which has averages only
     header, rows = protocol_grid(every)
     assert header == ["", "metric", "last epoch", "last epoch, dilated PRO", "paper"]
     assert rows[-1][0] == AVERAGE
