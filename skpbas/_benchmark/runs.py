@@ -116,7 +116,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Records by category, :attr:`Case.key` and seed; failures; all images by category."""
+    """Records by category, :attr:`Case.key` and seed; and failures."""
 
     records: dict[tuple[str, str, int], dict[str, Any]]
     failures: list[Failure]

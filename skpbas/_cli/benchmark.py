@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,8 @@ def _plan(arguments: argparse.Namespace) -> Any:
     from skpbas._benchmark.studies import STUDIES, base_parameters
 
     data_set = DATA_SETS[arguments.dataset]
+    if data_set.name == "folder":
+        data_set = dataclasses.replace(data_set, title=arguments.root.resolve().name)
     names = dict.fromkeys(arguments.table or _OF_DATA_SET[arguments.dataset])
     studies = tuple(STUDIES[name] for name in names)
     for study in studies:

@@ -481,7 +481,7 @@ def test_images_without_masks_have_no_pixel_metrics(root, tmp_path):
     shutil.rmtree(data / "ground_truth")
     assert main(command(data, output, "--dilated-pro")) == 0
     [line] = lines_of(output / "results.csv")
-    assert line["category"] == "parts"
+    assert (line["data_set"], line["category"]) == ("parts", "parts")
     assert {"image_auroc", *MISSES} <= set(line)
     assert not [name for name in line if name.startswith("pixel")]
 
