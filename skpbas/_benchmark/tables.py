@@ -19,7 +19,9 @@ LABELS = {
     "pixel_pro": "PRO",
     **{name: f"misses at {100 * rate:g} % false alarms" for name, rate in zip(MISSES, FALSE_ALARMS, strict=True)},
 }
-SHORT = {name: label.removesuffix(" false alarms") for name, label in LABELS.items()}
+SHORT = {
+    name: label.removesuffix(" false alarms").replace(" %", "\N{NO-BREAK SPACE}%") for name, label in LABELS.items()
+}
 """For the head of a column, below a note on what misses are at."""
 LAST_EPOCH, BEST_EPOCH = "last epoch", "best epoch on the test set"
 _TABLES_OF = {"mvtec": ("I", "II"), "visa": ("III",), "mpdd": ("IV",)}
@@ -126,7 +128,7 @@ class _Builder:
             self._row(category, self.study.settings[0], self.seeds, (category,)) for category in self.plan.categories
         ]
         rows = [row for row in rows if row.values]
-        return [*rows, *self._average()] if rows else []
+        return [*rows, *self._average()] if len(rows) > 1 else rows
 
     def _average(self) -> list[Row]:
         row = self._row(AVERAGE, self.study.settings[0], self.seeds, self.plan.categories)
@@ -205,16 +207,13 @@ class _Builder:
         left = [category for category in self.plan.categories if category not in done]
         if left:
             notes.append(f"Not finished with every seed, and not counted: {', '.join(left)}.")
-        if self.known and set(self.plan.categories) - set(left) != set(self.known):
+        single = self.study.rows == "categories" and len(done) == 1
+        if self.known and not single and set(self.plan.categories) - set(left) != set(self.known):
             n_known, title = len(self.known), self.plan.data_set.title
-            notes.append(
-                f"Averages are over {len(done)} categories, the paper's over all {n_known} of {title}"
-                + (
-                    ": its figures are averaged over the same categories here."
-                    if self.study.rows == "categories" and self.plan.data_set.name == "mvtec"
-                    else ": no difference is given."
-                )
-            )
+            over = f"Averages are over {len(done)} {'category' if len(done) == 1 else 'categories'}"
+            same = self.study.rows == "categories" and self.plan.data_set.name == "mvtec"
+            then = "its figures are averaged over the same categories here" if same else "no difference is given"
+            notes.append(f"{over}, the paper's over all {n_known} of {title}: {then}.")
         partial = [row for row in rows if any(len(value.categories) < len(done) for value in row.values.values())]
         if self.study.rows in ("settings", "seeds") and partial:
             notes.append(

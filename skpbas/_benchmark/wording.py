@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from skpbas import PBASDetector
@@ -68,7 +69,7 @@ def settings_words(plan: Plan) -> list[list[str]]:
     rows = []
     for name, value in case_of(FULL, plan.base).parameters.items():
         default = defaults[name].default
-        shown = "not used" if name == "weights" and plan.base.get("backbone") == "embedded" else str(value)
+        shown = "not used" if name == "weights" and plan.base.get("backbone") == "embedded" else _shown(name, value)
         rows.append([name, shown, "" if value == default else str(default)])
     return rows
 
@@ -88,7 +89,13 @@ def surroundings_words(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _changes(plan: Plan) -> list[str]:
     preset = PRESETS[plan.preset]
-    return [f"{name}={value}" for name, value in plan.base.items() if name not in preset or preset[name] != value]
+    changed = {name: value for name, value in plan.base.items() if name not in preset or preset[name] != value}
+    return [f"{name}={_shown(name, value)}" for name, value in changed.items()]
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a parameter as text; a file of weights without its folder, which says nothing."""
+    return Path(value).name if name == "weights" and value is not None else str(value)
 
 
 def _counted(n: int, one: str, many: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -515,3 +516,14 @@ def test_a_result_of_another_run_is_refused(tmp_path):
     path.write_text(json.dumps({"identity": {"seed": 1}}))
     with pytest.raises(FileFormatError, match=r"run\.json"):
         runs._finished(path, {"seed": 2})
+
+
+def test_the_files_name_the_weights_without_their_folder(tmp_path):
+    weights = tmp_path / "private" / "weights.pth"
+    weights.parent.mkdir()
+    weights.write_bytes(b"")
+    plan = plan_of("mvtec", ["I"])
+    plan = dataclasses.replace(plan, base={"backbone": "resnet18", "weights": str(weights)})
+    for path in write_outputs(plan, made_outcome(plan), tmp_path):
+        assert "private" not in path.read_text(encoding="utf-8")
+    assert "weights=weights.pth" in (tmp_path / "results.md").read_text(encoding="utf-8")
