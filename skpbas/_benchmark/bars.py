@@ -11,7 +11,7 @@ from skpbas._benchmark.tables import LABELS, Table
 Bar = tuple[str, float, float | None]
 """Label, what this run misses and what the paper's does, in percent."""
 
-_WIDTH, _LABELS, _VALUES, _LINE, _TOP = 420, 185, 36, 26, 34
+_WIDTH, _CHARACTER, _VALUES, _LINE, _TOP = 420, 7.2, 36, 26, 34
 _OF_RESULTS = ("image_auroc", "pixel_pro", MISSES[0])
 
 
@@ -63,21 +63,22 @@ def _panel(title: str, bars: list[Bar], axis: str) -> str:
     most = max(value for _, *values in bars for value in values if value is not None)
     step = _step(most)
     end = step * max(1, math.ceil(most / step - 1e-9))
-    scale = (_WIDTH - _LABELS - _VALUES) / end
+    start = round(12 + _CHARACTER * max(10, *(len(_short(label)) for label, *_ in bars)))
+    scale = (_WIDTH - start - _VALUES) / end
     height = _TOP + _LINE * len(bars) + 4
     parts = [f'<text x="1" y="12" class="title">{escape(title)}</text>']
     for i in range(round(end / step) + 1):
-        x = _LABELS + i * step * scale
+        x = start + i * step * scale
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 4}" y2="{height}" class="grid"/>')
         parts.append(f'<text x="{x:.1f}" y="{_TOP - 8}" class="tick">{i * step:g}</text>')
     for i, (label, own, paper) in enumerate(bars):
         y = _TOP + _LINE * i
         middle = y + (11 if paper is None else 12)
-        parts.append(f'<text x="{_LABELS - 8}" y="{middle + 3}" class="label">{escape(_short(label))}</text>')
-        parts.append(f'<rect x="{_LABELS}" y="{y + 3}" width="{own * scale:.1f}" height="10" class="own"/>')
-        parts.append(f'<text x="{_LABELS + own * scale + 5:.1f}" y="{y + 12}" class="value">{own:.1f}</text>')
+        parts.append(f'<text x="{start - 8}" y="{middle + 3}" class="label">{escape(_short(label))}</text>')
+        parts.append(f'<rect x="{start}" y="{y + 3}" width="{own * scale:.1f}" height="10" class="own"/>')
+        parts.append(f'<text x="{start + own * scale + 5:.1f}" y="{y + 12}" class="value">{own:.1f}</text>')
         if paper is not None:
-            parts.append(f'<rect x="{_LABELS}" y="{y + 14}" width="{paper * scale:.1f}" height="6" class="paper"/>')
+            parts.append(f'<rect x="{start}" y="{y + 14}" width="{paper * scale:.1f}" height="6" class="paper"/>')
     words = f"{title}: " + "; ".join(f"{label} {own:.1f}" for label, own, _ in bars)
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'

@@ -527,3 +527,22 @@ def test_the_files_name_the_weights_without_their_folder(tmp_path):
     for path in write_outputs(plan, made_outcome(plan), tmp_path):
         assert "private" not in path.read_text(encoding="utf-8")
     assert "weights=weights.pth" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_visa_is_measured_by_its_split_file(tmp_path):
+    parts = make_inspection_images(6, 2, kind="wood", size=SIDE, random_state=4)
+    lines = ["object,split,label,image,mask"]
+    for i, (image, label, mask) in enumerate(zip(parts.images, parts.labels, parts.masks, strict=True)):
+        save(image, tmp_path / "candle" / f"{i}.png")
+        split, kind = "train" if i < 4 else "test", "normal" if label == 1 else "anomaly"
+        if label == -1:
+            save(255 * np.uint8(mask), tmp_path / "candle" / f"{i}_mask.png")
+        lines.append(f"candle,{split},{kind},candle/{i}.png,{'' if label == 1 else f'candle/{i}_mask.png'}")
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_text("\n".join(lines))
+    assert main(command(tmp_path, tmp_path / "out", "--table", "III", dataset="visa")) == 0
+    [line] = lines_of(tmp_path / "out" / "results.csv")
+    assert (line["category"], line["n_train"], line["n_test_defective"]) == ("candle", "4", "2")
+    figures = [one for one in lines_of(tmp_path / "out" / "tables.csv") if one["table"] == "III"]
+    assert [one["paper"] for one in figures] == ["97.7", "98.1", "98.6", "47.6", "93.3"]
+    assert {one["difference"] for one in figures} == {""}  # the paper's are averages over all categories
