@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skpbas import __version__
+from skpbas._cli import benchmark
 from skpbas._cli.demo import DEFAULT_NETWORK, GENERATED_EPOCHS, PICTURE_NAME, DemoOptions, run_demo
 from skpbas.errors import SkpbasError
 
@@ -25,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Generate or load images, fit a detector, print five metrics and draw a picture.",
     )
     _add_demo_arguments(demo)
+    benchmark.add_parser(commands)
     return parser
 
 
@@ -106,17 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0, or 2 for a user error.
+        Exit code: 0, 2 for a user error, or what the command returns.
     """
     parser = make_parser()
-    arguments = vars(parser.parse_args(argv))
-    if arguments.pop("command") is None:
+    parsed = parser.parse_args(argv)
+    arguments = vars(parsed).copy()
+    if (command := arguments.pop("command")) is None:
         parser.print_help()
         return 0
     try:
+        if command == "benchmark":
+            return benchmark.run(parsed)
         run_demo(DemoOptions(**{**arguments, "check": tuple(arguments["check"])}))
-    except (SkpbasError, ValueError) as error:
-        print(f"skpbas demo: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (SkpbasError, ValueError, OSError) as error:
+        print(f"skpbas {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
