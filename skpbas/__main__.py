@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from skpbas import __version__
-from skpbas._cli import demo, evaluate, exporting, fit, info, predict, report
+from skpbas._cli import benchmark, demo, evaluate, exporting, fit, info, predict, report
 from skpbas._cli.console import run_safely
 from skpbas._cli.options import CommandParser
 
-COMMANDS = (fit, predict, evaluate, report, exporting, info, demo)
+COMMANDS = (fit, predict, evaluate, report, exporting, info, benchmark, demo)
 """Modules, each with ``add_parser(commands)`` and ``run(arguments)``, which returns the exit code."""
 
 _EXAMPLES = """\

@@ -56,3 +56,19 @@ def test_the_data_flows_one_way(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skpbas."):
             assert node.module.split(".")[1] in {*order, "_compat", "errors"} - set(later)
+
+
+_BENCHMARK = [
+    *("published", "sources", "studies", "dilated_pro", "surroundings", "measuring", "runs", "tables", "grids"),
+    *("wording", "bars", "html_page", "outputs"),
+]
+
+
+def test_only_the_command_line_uses_the_benchmark_whose_modules_import_one_way():
+    assert sorted(_BENCHMARK) == sorted(p.stem for p in MODULES if p.parent.name == "_benchmark" and p.stem[0] != "_")
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("skpbas._benchmark"):
+                assert path.parent.name in ("_benchmark", "_cli")
+                if path.parent.name == "_benchmark":
+                    assert _BENCHMARK.index(node.module.split(".")[2]) < _BENCHMARK.index(path.stem)

@@ -69,9 +69,7 @@ def main() -> None:
                 n_opened += 1
                 scores = skpbas.load(target, device="cpu").score_samples(images)
                 n_wrong += not any(np.array_equal(scores, one) for one in expected)
-    print(
-        f"{options.n} processes killed: {n_opened} times a file, {n_wrong} times another than the two that were saved"
-    )
+    print(f"{options.n} processes killed: {n_opened} times a file, {n_wrong} times neither of the two that were saved")
     print(f"{n_unfinished} of them left an unfinished file with a hidden name")
     if n_wrong:
         raise SystemExit(1)

@@ -1,0 +1,177 @@
+"""Data sets in folders: which categories there are, and the images, labels and masks of one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import Bunch
+
+from skpbas.datasets import list_images, load_mpdd, load_mvtec, load_visa
+from skpbas.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class CategoryImages:
+    """The images of a category.
+
+    Attributes
+    ----------
+    train : list of Path
+        Normal images to fit on.
+    test : list of Path
+    labels : ndarray of shape (n,)
+        Of ``test``: +1 normal, -1 anomalous.
+    masks : list of Path or None, or None
+        Of ``test``; None if there are none, and then no pixel metrics.
+    digest : str
+        Of the names and sizes of all files, so that a result is not taken for one of other images.
+    """
+
+    train: list[Path]
+    test: list[Path]
+    labels: NDArray[np.int64]
+    masks: list[Path | None] | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on disk.
+
+    Attributes
+    ----------
+    name, title : str
+        On the command line, and in the paper.
+    loader : callable
+        Of :mod:`skpbas.datasets`: root, category and split to images, labels and masks.
+    known : tuple of str
+        The categories that published averages are over, in the order of the paper; empty if nothing is published.
+    """
+
+    name: str
+    title: str
+    loader: Callable[[Path, str, Any], Bunch]
+    known: tuple[str, ...] = ()
+
+    def categories(self, root: Path) -> list[str]:
+        """Return the categories that are there: of the known ones, if there are known ones.
+
+        Raises
+        ------
+        DatasetError
+            There is none.
+        """
+        if not root.is_dir():
+            raise DatasetError(f"--root {root}: no such folder")
+        if self.name == "folder":
+            return _folder_categories(root)
+        there = _listed_in_visa(root) if self.name == "visa" else {path.name for path in root.iterdir()}
+        found = [name for name in self.known if name in there]
+        if not found:
+            raise DatasetError(
+                f"--root {root} holds no category of {self.title} ({', '.join(self.known)}); give the folder that "
+                "holds them, name others with --categories, or use --dataset folder"
+            )
+        return found
+
+    def load(self, root: Path, category: str) -> CategoryImages:
+        """Return the images of a category.
+
+        Raises
+        ------
+        DatasetError
+            Images, masks or folders are missing, or all test images are of one kind.
+        """
+        train, test = (self.loader(root, category, split) for split in ("train", "test"))
+        good = [path for path, label in zip(train.images, train.labels, strict=True) if label == 1]
+        if len(set(test.labels.tolist())) < 2:
+            raise DatasetError(
+                f"{category}: every test image is {'good' if 1 in test.labels else 'defective'}; metrics compare good "
+                "and defective ones (test/good and test/<defect>)"
+            )
+        masks = test.masks if any(mask is not None for mask in test.masks) else None
+        files = [*good, *test.images, *(mask for mask in masks or () if mask is not None)]
+        return CategoryImages(good, test.images, test.labels, masks, _digest(root, files))
+
+
+def _folder_categories(root: Path) -> list[str]:
+    if (root / "train").is_dir():
+        return [root.resolve().name]
+    found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+    if not found:
+        raise DatasetError(
+            f"--root {root}: no folder 'train' there or in its subfolders; expected train/good, test/good and "
+            "test/<defect>, with masks in ground_truth/<defect> if there are any"
+        )
+    return found
+
+
+def _load_folder(root: Path, category: str, split: Any) -> Bunch:
+    """Load a category in MVTec AD's layout whose masks may be missing altogether."""
+    itself = (root / "train").is_dir() and category == root.resolve().name
+    whole = root.resolve() if itself else (root / category).resolve()
+    if (whole / "ground_truth").is_dir() or not (whole / split).is_dir():
+        return load_mvtec(whole.parent, whole.name, split)  # which also says what is missing
+    images: list[Path] = []
+    for part in sorted(path for path in (whole / split).iterdir() if path.is_dir() and not path.name.startswith(".")):
+        images += list_images(part)
+    if not images:
+        raise DatasetError(f"{whole / split}: no folder of images there, such as 'good'")
+    labels = np.array([1 if path.parent.name == "good" else -1 for path in images], dtype=np.int64)
+    return Bunch(images=images, labels=labels, masks=[None] * len(images))
+
+
+def _listed_in_visa(root: Path) -> set[str]:
+    table = root / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        raise DatasetError(f"--root {root} has no split_csv/1cls.csv, which comes with VisA")
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        return {(line.get("object") or "").strip() for line in csv.DictReader(lines)}
+
+
+def _digest(root: Path, files: list[Path]) -> str:
+    root = root.resolve()
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else path.name
+        digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+DATA_SETS = {
+    one.name: one
+    for one in (
+        DataSet(
+            "mvtec",
+            "MVTec AD",
+            load_mvtec,
+            (
+                *("carpet", "grid", "leather", "tile", "wood", "bottle", "cable", "capsule", "hazelnut", "metal_nut"),
+                *("pill", "screw", "toothbrush", "transistor", "zipper"),
+            ),
+        ),
+        DataSet(
+            "visa",
+            "VisA",
+            load_visa,
+            (
+                *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
+                *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
+            ),
+        ),
+        DataSet(
+            "mpdd",
+            "MPDD",
+            load_mpdd,
+            ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"),
+        ),
+        DataSet("folder", "folder", _load_folder),
+    )
+}
