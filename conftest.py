@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+collect_ignore_glob = ["*conftest.py"]  # they have no doctests, and pytest takes equal names for one module
+
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported: no test opens a window
 
 # The examples of a test are the same in every run: a gate that fails once in a hundred runs says nothing about the

@@ -20,7 +20,7 @@ from skpbas.core.coreset import Coreset
 from skpbas.core.patch_scores import PatchScorer
 from skpbas.errors import FileFormatError
 
-FORMAT = 2
+FORMAT = 3
 """Incremented when an attribute of a pickled object is added, removed or changes its meaning."""
 
 SEAL = "_stored_as"

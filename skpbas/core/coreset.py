@@ -7,7 +7,7 @@ as in PatchCore). Distances are computed in the directions that explain most of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -131,9 +131,21 @@ class Coreset(nn.Module):
         parts = {"mean": mean, "directions": directions, "exemplars": exemplars, "image_index": image_index}
         for name, value in parts.items():
             self.register_buffer(name, value)
-        self.register_buffer("_half_squares", exemplars.square().sum(1) / 2, persistent=False)
-        self.register_buffer("_short", _with_half_squares(-exemplars, first=True), persistent=False)  # (K, q + 6)
+        self._prepare()
         self.precision = torch.float32
+
+    def _prepare(self) -> None:
+        """Compute what the search needs of the exemplars."""
+        self.register_buffer("_half_squares", self.exemplars.square().sum(1) / 2, persistent=False)
+        self.register_buffer("_short", _with_half_squares(-self.exemplars, first=True), persistent=False)  # (K, q + 6)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = {"_half_squares", "_short"}  # which is a third of all
+        return {**self.__dict__, "_buffers": {k: v for k, v in self._buffers.items() if k not in made}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare()
 
     @classmethod
     def of(
