@@ -31,5 +31,5 @@ class Resizing(nn.Module):
             self.register_buffer(name, matrix[0, 0], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return images (B, C, *old) as (B, C, *new)."""
+        """Return images (B, C, H, W), of the old height and width, with the new ones."""
         return self.rows @ images @ self.columns.T

@@ -95,7 +95,9 @@ class TimmNetwork(HookedModule):
         self.resizings = nn.ModuleDict()  # of inputs and of position embeddings, for every size seen
         self._sizes: frozenset[tuple[int, int]] = frozenset()
         self._patch = _patch_of(model)
-        self._pairs = self._drop_unused(tuple(config.get("input_size") or (3, 224, 224)))
+        input_size = tuple(config.get("input_size") or (3, 224, 224))
+        self._pairs = self._drop_unused(input_size)
+        self._check_order(input_size)
         self.module.memory_key = f"timm {timm.__version__} {name}"  # type: ignore[assignment] # see _features.module_keys
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -135,11 +137,11 @@ class TimmNetwork(HookedModule):
                 if extra in (int(getattr(self.module, "num_prefix_tokens", 0)), 0):  # some add theirs in late blocks
                     return y[:, extra:].transpose(1, 2).unflatten(2, (h, w))
         if isinstance(y, Tensor) and y.ndim == 4:
-            if getattr(self.module, "output_fmt", "NCHW") == "NHWC":
-                y = y.permute(0, 3, 1, 2)
-            h, w = y.shape[2:]
-            if abs(h * width - w * height) <= max(height, width):  # the aspect ratio of the input, but for one position
-                return y
+            layouts = [y, y.permute(0, 3, 1, 2)]
+            for one in reversed(layouts) if getattr(self.module, "output_fmt", "NCHW") == "NHWC" else layouts:
+                h, w = one.shape[2:]
+                if abs(h * width - w * height) <= max(height, width):  # the input's aspect ratio, but for a position
+                    return one
         shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
             f"layers: {name!r} returns {shape} for an input of {height} x {width} pixels, which is no map of "
@@ -171,6 +173,37 @@ class TimmNetwork(HookedModule):
             if path and inside.isdisjoint(used) and any(True for _ in module.parameters()):
                 _replace(self.module, path, _Unused())
         return [pair for pair in seen.pairs() if not set(pair) & set(self.layers)]
+
+    @torch.no_grad()
+    def _check_order(self, input_size: tuple[int, ...]) -> None:
+        """Check a map of a network of patches against timm's own: tokens may be in any order."""
+        stages = [name for name, _ in _stages(self.module)]
+        if not hasattr(self.module, "patch_embed") or not stages:
+            return
+        index = max((stages.index(layer) for layer in self.layers if layer in stages), default=0)
+        if getattr(self.module, "dynamic_img_size", False):
+            input_size = (3, 8 * self._patch[0], 12 * self._patch[1])
+        images = torch.rand(
+            1, *input_size, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+        )
+        outputs: list[Any] = []
+        stage = self.module.get_submodule(stages[index])
+        handle = stage.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            compute: Any = self.module.forward_intermediates
+            expected = compute(images, indices=[index], intermediates_only=True)[-1]
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"layers: the order of its tokens cannot be checked ({error}); give it as a module"
+            ) from error
+        finally:
+            handle.remove()
+        ours = self._as_map(stages[index], outputs[-1], input_size[1], input_size[2])
+        if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=1e-3, atol=1e-5):
+            raise ValueError(
+                f"layers: {stages[index]!r} does not return its tokens row by row; give the network as a module with "
+                "layers that return maps (B, C, H, W)"
+            )
 
     def fold_batch_norms(self) -> TimmNetwork:
         """Fold batch norms into the convolutions that they follow, once, in place; return the network."""
@@ -387,8 +420,7 @@ def _resolved(model: nn.Module, name: str, layers: Sequence[str]) -> tuple[str, 
     if default:
         return default
     raise ValueError(
-        f"layers={tuple(layers)!r}: 'timm:{name}' has no submodule {missing[0]!r}; choose from {_choices(model)}, or "
-        "from all names in named_modules() of the network"
+        f"layers={tuple(layers)!r}: 'timm:{name}' has no submodule {missing[0]!r}; choose from {_choices(model)}"
     )
 
 
@@ -400,7 +432,8 @@ def _stages(model: nn.Module) -> list[tuple[str, int]]:
 
 
 def _choices(model: nn.Module) -> str:
-    return ", ".join(name for name, _ in _stages(model)) or "the names in named_modules() of the network"
+    named = ", ".join(name for name, _ in _stages(model))
+    return f"{named}, or from all names in named_modules()" if named else "the names in named_modules()"
 
 
 def _default_layers(model: nn.Module) -> tuple[str, ...]:
@@ -409,7 +442,7 @@ def _default_layers(model: nn.Module) -> tuple[str, ...]:
     n = len(stages)
     if n >= 4 and len({stride for _, stride in stages}) == 1:  # a transformer, whose blocks have one size
         return stages[n // 2 - 1][0], stages[3 * n // 4 - 1][0]
-    of_stride = {stride: name for name, stride in stages}  # the last one of a stride
+    of_stride = {stride: name for name, stride in stages if [n for n, _ in stages].count(name) == 1}  # the last ones
     return tuple(of_stride[stride] for stride in _STRIDES) if of_stride.keys() >= set(_STRIDES) else ()
 
 
