@@ -66,14 +66,14 @@ class PBASDetector(
     Features
         The frozen network and what is taken from it.
     backbone : str or nn.Module, default="wide_resnet50_2"
-        torchvision's "resnet18", "resnet50", "resnet101" or "wide_resnet50_2"; "embedded", the small network that comes
-        with the package; or any module that takes (B, 3, H, W) images, normalized by the mean and standard deviation of
-        ImageNet, and has the submodules named by ``layers``.
+        torchvision's "resnet18", "resnet50", "resnet101" or "wide_resnet50_2"; "embedded", the small network of the
+        package; "timm:NAME", one of timm; or any module with the submodules named by ``layers`` that takes (B, 3, H, W)
+        images, normalized by ImageNet's mean and standard deviation. See "Which backbone" in the user guide.
     weights : "imagenet", path or None, default="imagenet"
-        "imagenet": torchvision's IMAGENET1K_V1, downloaded once; a path: a state dict that covers the layers in use;
-        None: random, for tests. Ignored if ``backbone`` is "embedded" or a module.
+        "imagenet": torchvision's IMAGENET1K_V1 or timm's pretrained ones, downloaded once; a path: a state dict that
+        covers the layers in use; None: random, for tests. Ignored if ``backbone`` is "embedded" or a module.
     layers : sequence of str, default=("layer2", "layer3")
-        Levels of the hierarchy, shallow first.
+        Levels, shallow first. Where timm's have other names: stages of stride 8 and 16, or two blocks of a transformer.
     patch_size : int, default=3
         Odd side p of the neighborhood that a patch feature averages over, in positions of its level.
     feature_dim : int or "auto", default="auto"

@@ -48,7 +48,9 @@ def load(
     WeightsError
         The weights that are not in the file are not those that the detector was fitted with.
     WeightsUnavailableError
-        torchvision's weights are neither cached nor downloadable.
+        torchvision's or timm's weights are neither cached nor downloadable.
+    ImportError
+        The detector needs timm, which is not installed.
     ValueError
         ``backbone`` is missing, or given for a detector that has its own; or there is no such device.
     OSError
@@ -86,7 +88,7 @@ def _opened(
     try:
         extractor = extractor_from(document["network"], tensors, backbone)
         fitted: dict[str, Any] = fitted_from(document, tensors, extractor, on)
-    except (SkpbasError, OSError):
+    except (SkpbasError, OSError, ImportError):
         raise
     except Exception as error:
         if backbone is not None:  # somebody's module may raise anything

@@ -61,7 +61,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         choices=("default", "thorough", "paper", "reference"),
         help="parameters of the detector: its defaults, or a set of skpbas.presets (default: %(default)s)",
     )
-    parser.add_argument("--backbone", metavar="NAME", help="embedded, resnet18, resnet50, resnet101 or wide_resnet50_2")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="embedded, resnet18, resnet50, resnet101, wide_resnet50_2 or timm:NAME"
+    )
     parser.add_argument("--weights", metavar="WHICH", help="imagenet, the path of a state dict, or none (random)")
     parser.add_argument(
         "--set",

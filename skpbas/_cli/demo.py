@@ -197,13 +197,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help=f"embedded, resnet18, resnet50, resnet101 or wide_resnet50_2 (default: {DEFAULT_NETWORK['backbone']}"
+        help="embedded, resnet18, resnet50, resnet101, wide_resnet50_2 or timm:NAME "
+        f"(default: {DEFAULT_NETWORK['backbone']}"
         + (", with random weights)" if DEFAULT_NETWORK["weights"] is None else ")"),
     )
     parser.add_argument(
         "--weights",
         metavar="WHICH",
-        help="weights of --backbone: imagenet (downloaded once by torchvision), the path of a state dict, "
+        help="weights of --backbone: imagenet (downloaded once by torchvision or timm), the path of a state dict, "
         "or none for random weights (default: imagenet)",
     )
     parser.add_argument(

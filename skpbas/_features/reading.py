@@ -33,7 +33,7 @@ class NetworkPlan:
     backbone : str
         Its name, or "module".
     weights : {"imagenet", "file", "random", "package", "given"}
-        Where they come from: torchvision, a state-dict file, a generator, this package, or the module itself.
+        Where they come from: torchvision or timm, a state-dict file, a generator, this package, or the module itself.
     layers : tuple of str
     patch_size : int
     scales : tuple of float

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from skpbas._compat import HasMethods, Interval, Options, StrOptions
-from skpbas.core.backbones import TORCHVISION_BACKBONES
+from skpbas.core.backbones import TORCHVISION_BACKBONES, is_timm_name
 from skpbas.core.centers import CENTER_INITS
 from skpbas.core.networks import PROJECTOR_INITS
 from skpbas.core.synthesis import SYNTHESES
@@ -29,10 +29,20 @@ class WholeNumber(Interval):  # type: ignore[misc]
         return not isinstance(val, bool) and bool(super().is_satisfied_by(val))
 
 
+class BackboneName(StrOptions):  # type: ignore[misc]
+    """Names of networks: those of the options, and those of timm, which timm checks."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return is_timm_name(val) or bool(super().is_satisfied_by(val))
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} or 'timm:' and a name in timm"
+
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 CONSTRAINTS: dict[str, list[Any]] = {
-    "backbone": [StrOptions({*TORCHVISION_BACKBONES, "embedded"}), nn.Module],
+    "backbone": [BackboneName({*TORCHVISION_BACKBONES, "embedded"}), nn.Module],
     "weights": [str, Path, None],
     "layers": ["array-like"],
     "patch_size": [WholeNumber(1)],

@@ -19,6 +19,7 @@ from skpbas._training.container import tensor_bytes
 from skpbas._training.document import OF_THE_MACHINE, check_parameters
 from skpbas._training.restoring import Tensors, backbone_digest, derived_names, scorer_from
 from skpbas._training.sealing import versions
+from skpbas.core.backbones.timm_networks import TimmNetwork
 from skpbas.core.patch_scores import DiscriminatorScorer, DistanceScorer, FusedScorer, PatchScorer, SummedScorer
 
 
@@ -43,10 +44,10 @@ def contents_of(detector: Any, *, include_backbone: bool) -> tuple[dict[str, Any
         "network": {
             "backbone": plan.backbone,
             "weights": plan.weights,
-            "weights_name": _weights_name(plan),
+            "weights_name": _weights_name(plan, extractor.backbone),
             "stored": stored,
             "sha256": backbone_digest(extractor),
-            "layers": list(plan.layers),
+            "layers": list(extractor.backbone.layers),
             "patch_size": plan.patch_size,
             "feature_dim": extractor.feature_dim,
             "scales": list(plan.scales),
@@ -133,9 +134,11 @@ def _plain(name: str, value: Any) -> Any:
     raise ValueError(f"{name}={value!r} cannot be saved: give numbers, text or lists of them")
 
 
-def _weights_name(plan: NetworkPlan) -> str | None:
+def _weights_name(plan: NetworkPlan, backbone: nn.Module) -> str | None:
     if plan.weights != "imagenet":
         return None
+    if isinstance(backbone, TimmNetwork):
+        return backbone.weights_name
     import torchvision
 
     return str(torchvision.models.get_model_weights(plan.backbone)["IMAGENET1K_V1"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from skpbas._inputs.parameters import PRECISIONS, check_layers, check_scales, height_and_width, odd
 from skpbas._training.schema import boolean, check_section, list_of, number, one_of, optional, sha256, text, whole
-from skpbas.core.backbones import TORCHVISION_BACKBONES
+from skpbas.core.backbones import TORCHVISION_BACKBONES, is_timm_name
 from skpbas.errors import FileFormatError
 
 OF_THE_MACHINE = ("device", "memory", "n_jobs", "verbose")
@@ -19,9 +19,11 @@ _PIXELS = list_of(_SIDE, 2, 2)
 _VIEW = list_of(whole(1, 2**20), 2, 2)
 _LEVELS = whole(1, 64)
 
+_ONE_OF_OURS = one_of(*TORCHVISION_BACKBONES, "embedded", "module")
+
 _SECTIONS = {
     "network": {
-        "backbone": one_of(*TORCHVISION_BACKBONES, "embedded", "module"),
+        "backbone": lambda value: is_timm_name(value) or _ONE_OF_OURS(value),
         "weights": one_of("imagenet", "file", "random", "package", "given"),
         "weights_name": optional(text),
         "stored": boolean,
@@ -78,9 +80,11 @@ def check_document(document: dict[str, Any]) -> None:
     network, scorer, height_width = document["network"], document["scorer"], document["network"]["input_shape"]
     of_backbone = {"module": ("given",), "embedded": ("package",)}
     of_weights = {"file": (True,), "random": (True,), "given": (False,)}
+    of_timm = is_timm_name(network["backbone"]) and network["weights"] == "imagenet"
     n_scales, kind = len(network["scales"]), scorer["kind"]
     fits = {
         "weights": network["weights"] in of_backbone.get(network["backbone"], ("imagenet", "file", "random")),
+        "weights_name": not of_timm or is_timm_name(f"timm:{network['weights_name']}"),
         "stored": network["stored"] in of_weights.get(network["weights"], (False, True)),
         "input_shape": math.prod(height_width) <= _LARGEST_INPUT,
         "scales": kind == "fused" or n_scales == 1,

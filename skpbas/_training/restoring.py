@@ -16,9 +16,10 @@ from skpbas._features.recognition import TrainingImages
 from skpbas._inputs.image_statistics import GoodStatistics
 from skpbas._training.completion import scorer_precision
 from skpbas._training.container import tensor_bytes
-from skpbas.core.backbones import FeatureExtractor, build_backbone
+from skpbas.core.backbones import FeatureExtractor, build_backbone, is_timm_name
 from skpbas.core.backbones.factory import backbone_of_tensors
 from skpbas.core.backbones.levels import HookedModule
+from skpbas.core.backbones.timm_networks import TimmNetwork
 from skpbas.core.coreset import Coreset
 from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
@@ -27,7 +28,8 @@ from skpbas.core.tiling import Tiling
 from skpbas.core.whole_images import WholeImages
 from skpbas.errors import FileFormatError, WeightsError
 
-_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # pixels per position, of all networks with names
+_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # pixels per position, of networks with names
+_LARGEST_STRIDE = 64  # of timm's
 
 
 class Tensors:
@@ -88,13 +90,15 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
     WeightsError
         The weights are not those that the detector was fitted with.
     WeightsUnavailableError
-        torchvision's weights are neither cached nor downloadable.
+        torchvision's or timm's weights are neither cached nor downloadable.
+    ImportError
+        It needs timm, which is not installed.
     """
     name, layers, d = network["backbone"], network["layers"], network["feature_dim"]
     if tensors.shape("projector.linear.weight", 2) != (d, d):
         raise FileFormatError("the projector does not fit the features")
     (height, width), (_, rows, columns) = network["input_shape"], network["level_shapes"][0]
-    stride = _STRIDES.get(layers[0], 1)
+    stride = _LARGEST_STRIDE if is_timm_name(name) else _STRIDES.get(layers[0], 1)
     too_large = name != "module" and (height > stride * rows or width > stride * columns)
     if too_large or tensors.shape("center", 2) != (rows * columns, d):  # before any pass of the network
         raise FileFormatError("the center set does not fit the network's input")
@@ -105,6 +109,8 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
             raise FileFormatError(str(error)) from error
     else:
         given = module if module is not None else name
+        if is_timm_name(name):
+            given = f"timm:{network['weights_name']}"  # with the tag that was the default in fit
         backbone = build_backbone(given, "imagenet", layers, torch.Generator("cpu").manual_seed(0))
     extractor = FeatureExtractor(
         backbone,
@@ -118,7 +124,8 @@ def extractor_from(network: dict[str, Any], tensors: Tensors, module: nn.Module 
         if network["stored"]:
             raise FileFormatError("the backbone's tensors do not match their digest")
         source = {"module": "the tensors of the module given as backbone", "embedded": "the weights of this skpbas"}
-        found = source.get(name, f"torchvision's weights {network['weights_name']}")
+        library = "timm" if is_timm_name(name) else "torchvision"
+        found = source.get(name, f"{library}'s weights {network['weights_name']}")
         remedy = "give the module that it was fitted with" if name == "module" else "save it with include_backbone=True"
         raise WeightsError(f"{found} are not those that the detector was fitted with: {remedy}")
     if [list(shape) for shape in extractor.level_shapes] != network["level_shapes"]:
@@ -281,7 +288,7 @@ def backbone_digest(extractor: FeatureExtractor) -> str:
     Of a module that the user gave, its buffers that are not in its state dict too.
     """
     backbone = extractor.backbone
-    if isinstance(backbone, HookedModule):
+    if isinstance(backbone, HookedModule) and not isinstance(backbone, TimmNetwork):
         tensors = {**dict(backbone.module.named_parameters()), **dict(backbone.module.named_buffers())}
     else:
         tensors = backbone.state_dict()

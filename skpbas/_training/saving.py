@@ -35,9 +35,9 @@ class SavingMixin(PicklingMixin):
         path : str or Path
             Of the file, such as "part.skpbas". An existing one is replaced.
         include_backbone : bool, default=False
-            Whether the file holds weights that it could do without: torchvision's, which are otherwise taken from its
-            cache or downloaded when the file is opened, and those of "embedded". Weights from a file and random ones
-            are always in it; those of a module never are, and it must be given to :func:`skpbas.load`.
+            Whether the file holds weights that it could do without: torchvision's and timm's, which are otherwise taken
+            from their caches or downloaded when the file is opened, and those of "embedded". Weights from a file and
+            random ones are always in it; those of a module never are, and it must be given to :func:`skpbas.load`.
 
         Raises
         ------

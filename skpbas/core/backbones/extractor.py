@@ -7,17 +7,16 @@ from contextlib import nullcontext
 from itertools import chain, pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.backbones.batch_norms import fold_batch_norms
+from skpbas.core.backbones.input_sizes import IMAGENET_MEAN, IMAGENET_STD, Resizing
 from skpbas.core.backbones.levels import HookedModule, LevelNetwork, TruncatedResNet
 from skpbas.core.backbones.packing import pack_convolutions
+from skpbas.core.backbones.timm_networks import TimmNetwork
 from skpbas.core.backbones.weights import check_finite
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MULTIPLE = 16
 """Of the sides of an input whose shape is computed, in pixels: the stride of a network's third level."""
 
@@ -77,7 +76,7 @@ class FeatureExtractor(nn.Module):
             _check_module(frozen.module)
         if isinstance(frozen, TruncatedResNet):
             frozen = fold_batch_norms(frozen)
-        if isinstance(frozen, LevelNetwork):
+        if isinstance(frozen, (LevelNetwork, TimmNetwork)):
             frozen = pack_convolutions(frozen)
         self.backbone = frozen.to(memory_format=torch.channels_last)
         self.image_size = image_size
@@ -92,7 +91,7 @@ class FeatureExtractor(nn.Module):
                 f"scales={tuple(scales)!r} of an input of {image_size[0]} x {image_size[1]} pixels are {shapes}, as "
                 f"multiples of {MULTIPLE}: choose scales that are further apart, or a larger image_size"
             )
-        self._reductions = nn.ModuleList(_Reduction(image_size, shape) for shape in self.scale_shapes[1:])
+        self._reductions = nn.ModuleList(Resizing(image_size, shape) for shape in self.scale_shapes[1:])
         of_scales = [self._measure_levels(shape) for shape in self.scale_shapes]
         self.level_shapes = list(chain.from_iterable(of_scales))
         self.n_levels = len(of_scales[0])
@@ -215,23 +214,6 @@ def scaled_shape(image_size: tuple[int, int], scale: float) -> tuple[int, int]:
     """
     height, width = (max(round(side * scale / MULTIPLE), 1) * MULTIPLE for side in image_size)
     return height, width
-
-
-class _Reduction(nn.Module):
-    """Antialiased bilinear resizing to a smaller shape: one matrix for the rows and one for the columns."""
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, old: tuple[int, int], new: tuple[int, int]) -> None:
-        super().__init__()
-        for name, n_in, n_out in zip(("rows", "columns"), old, new, strict=True):
-            identity = torch.eye(n_in, dtype=torch.float32, device="cpu")[None, None]
-            matrix = F.interpolate(identity, (n_out, n_in), mode="bilinear", antialias=True, align_corners=False)
-            self.register_buffer(name, matrix[0, 0], persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.rows @ images @ self.columns.T
 
 
 def _constant(values: tuple[float, ...]) -> Tensor:

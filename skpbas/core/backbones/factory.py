@@ -12,6 +12,7 @@ from skpbas.core.backbones.batch_norms import fold_batch_norms
 from skpbas.core.backbones.building import allocate, draw_resnet_weights, without_weights
 from skpbas.core.backbones.embedded import EmbeddedBackbone, load_embedded
 from skpbas.core.backbones.levels import HookedModule, TruncatedResNet
+from skpbas.core.backbones.timm_networks import build_timm_network, is_timm_name
 from skpbas.core.backbones.weights import imagenet_state_dict, load_weights, read_state_dict
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet50", "resnet101", "wide_resnet50_2")
@@ -32,9 +33,9 @@ def build_backbone(
     Parameters
     ----------
     backbone : str or nn.Module
-        One of :data:`TORCHVISION_BACKBONES`, "embedded", or a module with the named layers.
+        One of :data:`TORCHVISION_BACKBONES`, "embedded", "timm:NAME", or a module with the named layers.
     weights : "imagenet", path or None
-        torchvision's IMAGENET1K_V1, a state-dict file, or random. Ignored for "embedded" and modules.
+        torchvision's IMAGENET1K_V1 or timm's own, a state-dict file, or random. Ignored for "embedded" and modules.
     layers : sequence of str
         Levels in use, shallow first.
     generator : torch.Generator
@@ -58,6 +59,8 @@ def build_backbone(
         return HookedModule(backbone, layers)
     if backbone == "embedded":
         return load_embedded(layers)
+    if is_timm_name(backbone):
+        return build_timm_network(backbone, weights, layers, generator)
     import torchvision  # slow to import, and not needed to load a fitted detector
 
     network = without_weights(lambda: TruncatedResNet(torchvision.models.get_model(backbone, weights=None), layers))
@@ -78,7 +81,7 @@ def backbone_of_tensors(backbone: str, layers: Sequence[str], tensors: Mapping[s
     Parameters
     ----------
     backbone : str
-        One of :data:`TORCHVISION_BACKBONES`, or "embedded".
+        One of :data:`TORCHVISION_BACKBONES`, "embedded" or "timm:NAME".
     layers : sequence of str
         Levels in use, shallow first.
     tensors : mapping of str to Tensor
@@ -96,6 +99,8 @@ def backbone_of_tensors(backbone: str, layers: Sequence[str], tensors: Mapping[s
     """
     if backbone == "embedded":
         network: nn.Module = without_weights(lambda: EmbeddedBackbone(layers))
+    elif is_timm_name(backbone):
+        network = build_timm_network(backbone, None, layers, torch.Generator("cpu").manual_seed(0))
     else:
         import torchvision
 

@@ -114,9 +114,11 @@ class HookedModule(nn.Module):
         Takes (B, 3, H, W) images normalized by the mean and standard deviation of ImageNet.
     layers : sequence of str
         Names of submodules as in ``module.named_modules()``; each returns a (B, C, H, W) tensor.
+    copies : bool, default=True
+        False: the module is the network's own from now on.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[str], *, copies: bool = True) -> None:
         super().__init__()
         names = [name for name, _ in module.named_modules() if name]
         for layer in layers:
@@ -124,7 +126,7 @@ class HookedModule(nn.Module):
                 shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
                 raise ValueError(f"layers={tuple(layers)!r}: the backbone has no submodule {layer!r}; it has {shown}")
         self.layers = tuple(layers)
-        self.module = copy.deepcopy(module).eval().float()
+        self.module = (copy.deepcopy(module) if copies else module).eval().float()
         # registered once: a hook registered for a call would be seen by the calls of all other threads
         self._collected = _Collected()
         self._hooks = [  # kept, because with them a pickle keeps new hooks from taking the numbers of these

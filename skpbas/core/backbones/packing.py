@@ -135,9 +135,12 @@ def _equal_but_for_rounding(output: Any, plain: Tensor) -> bool:
 
 
 def pack_convolutions(network: nn.Module) -> nn.Module:
-    """Replace every convolution of a frozen network by a :class:`PackedConv2d`, and return the network."""
+    """Replace every convolution of a frozen network by a :class:`PackedConv2d`, and return the network.
+
+    Those with hooks stay.
+    """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv2d:
+            if type(child) is nn.Conv2d and not child._forward_hooks:
                 parent.add_module(name, PackedConv2d.of(child))
     return network

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skpbas.errors import WeightsError, WeightsUnavailableError
@@ -52,7 +54,7 @@ def imagenet_state_dict(name: str, *, progress: bool = False) -> Mapping[str, Te
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
-    """Read a state dict from a file written by ``torch.save``; no code in the file is executed.
+    """Read a state dict from a file of ``torch.save`` or of safetensors; no code in the file is executed.
 
     Parameters
     ----------
@@ -69,14 +71,15 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
             f"weights={str(path)!r}: no such file; expected 'imagenet', the path of a state dict, or None"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         raise WeightsError(
             f"weights={str(path)!r} cannot be read as a state dict ({type(error).__name__}: {error}); "
             "write it with torch.save(model.state_dict(), path)"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]  # a training checkpoint
+    for key in ("state_dict", "model"):  # of a training checkpoint
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
@@ -87,7 +90,9 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
     return state
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_weights(
+    network: nn.Module, state: Mapping[str, Tensor], *, source: str, others: Container[str] | None = None
+) -> None:
     """Copy the tensors that a network needs from a state dict, which may hold those of other layers too.
 
     Parameters
@@ -98,6 +103,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
         Names as in ``network.state_dict()``; a leading ``module.`` is ignored.
     source : str
         Where the state dict came from, for errors.
+    others : container of str, optional
+        All that the state dict may hold besides. By default, anything that does not belong to a child of the network.
 
     Raises
     ------
@@ -127,7 +134,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
                 f"the backbone needs {tuple(tensor.shape)}"
             )
     in_use = tuple(f"{name}." for name, _ in network.named_children())
-    surplus = [n for n in state if n.startswith(in_use) and n not in needed and not n.endswith(_NOT_LEARNT)]
+    unknown = [n for n in state if n not in needed and not n.endswith(_NOT_LEARNT)]
+    surplus = [n for n in unknown if (n.startswith(in_use) if others is None else n not in others)]
     if surplus:
         shown = ", ".join(map(repr, surplus[:4])) + (", ..." if len(surplus) > 4 else "")
         raise WeightsError(
