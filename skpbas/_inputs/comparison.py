@@ -59,17 +59,22 @@ class Comparison:
                 if index <= found.index:
                     found.index, found.first = index, f"{name} ({how})"
 
-    def texts(self, total: str) -> dict[str, str]:
+    def texts(self, n_images: int | None) -> dict[str, str]:
         """Return a warning for each kind of difference recorded since the last call.
 
         Parameters
         ----------
-        total : str
-            What the images are part of, such as "8 images".
+        n_images : int or None
+            All images that were noted; None: more may follow.
         """
         with self._lock:
             found, self._found = self._found, {}
-        return {kind: self._text(kind, f"{one.count} of {total}", one.first) for kind, one in found.items()}
+        return {
+            kind: self._text(
+                kind, how_many(one.count, n_images), one.first, single=n_images is not None and one.count == 1
+            )
+            for kind, one in found.items()
+        }
 
     def _differences(self, details: ViewDetails) -> list[tuple[str, str]]:
         image = details.statistics
@@ -135,49 +140,54 @@ class Comparison:
             for value, middle, limit in zip(balance, self.good.balance, self.good.balance_limits, strict=True)
         )
 
-    def _text(self, kind: str, how_many: str, first: str) -> str:
+    def _text(self, kind: str, some: str, first: str, *, single: bool) -> str:
+        are, have, their = ("is", "has", "its") if single else ("are", "have", "their")
         if kind.startswith("small "):
             _, factor, way_out = kind.split(" ", 2)
             return (
-                f"the values of {how_many} are about {factor} times smaller than in {_IN_FIT}, first in {first}: "
-                f"{way_out}"
+                f"the values of {some} are about {factor} times smaller than in {_IN_FIT}, first in {first}: {way_out}"
             )
         if kind.startswith("large "):
             factor = kind.split(" ")[1]
             whole = value_in_range(self.good.kinds[0], self.good.largest)
             return (
-                f"the values of {how_many} are about {factor} times larger than in {_IN_FIT}, first in {first}: the "
+                f"the values of {some} are about {factor} times larger than in {_IN_FIT}, first in {first}: the "
                 f"largest value in fit was {whole}. Fit on images of the full range, or divide these by {factor}"
             )
         if kind == "swapped":
             return (
-                f"the colors of {how_many} are those of {_IN_FIT} with red and blue exchanged, first in {first}: BGR, "
+                f"the colors of {some} are those of {_IN_FIT} with red and blue exchanged, first in {first}: BGR, "
                 "as OpenCV reads files? pass image[..., ::-1]"
             )
         if kind in ("gray", "color"):
             other = "color" if kind == "gray" else "gray"
             return (
-                f"{how_many} are {'gray' if kind == 'gray' else 'in color'}, but {_IN_FIT} were "
+                f"{some} {are} {'gray' if kind == 'gray' else 'in color'}, but {_IN_FIT} were "
                 f"{'in color' if kind == 'gray' else 'gray'}, first {first}: another camera or conversion? pass "
                 f"{other} images, or fit on {kind} ones"
             )
         if kind in ("less detail", "more detail"):
             than = "coarser" if kind == "less detail" else "finer"
             return (
-                f"{how_many} are resized to the input of the network as {_IN_FIT} are, but their details are "
+                f"{some} {are} resized to the input of the network as {_IN_FIT} are, but {their} details are "
                 f"{than}, first those of {first}: take images of the size in fit, or fit on images of this size"
             )
         causes = {
-            "darker": ("are darker", "another exposure or lighting?"),
-            "brighter": ("are brighter", "another exposure or lighting?"),
-            "less contrast": ("have less contrast", "haze, glare or another exposure?"),
-            "more contrast": ("have more contrast", "another lighting or image processing?"),
+            "darker": (f"{are} darker", "another exposure or lighting?"),
+            "brighter": (f"{are} brighter", "another exposure or lighting?"),
+            "less contrast": (f"{have} less contrast", "haze, glare or another exposure?"),
+            "more contrast": (f"{have} more contrast", "another lighting or image processing?"),
         }
         what, cause = causes[kind]
         return (
-            f"{how_many} {what} than any of {_IN_FIT}, first {first}: {cause} bring it back, or add good images "
+            f"{some} {what} than any of {_IN_FIT}, first {first}: {cause} bring it back, or add good images "
             "taken this way to fit"
         )
+
+
+def how_many(count: int, n_images: int | None) -> str:
+    """Return how many of how many images, or "some images" if more may follow."""
+    return "some images" if n_images is None else f"{count} of {n_images} images"
 
 
 def _factor(larger: float, smaller: float, factors: tuple[int, ...]) -> int | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
+from collections.abc import Sized
 from dataclasses import dataclass
 
-from skpbas._inputs.comparison import Comparison
+from skpbas._inputs.comparison import Comparison, how_many
 from skpbas._inputs.geometry import Geometry
 from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
 
@@ -52,9 +54,12 @@ class Notices:
         self._transparent: dict[int, str] = {}
         self._more_frames: dict[int, str] = {}
         self._warned: set[str] = set()
+        self._n_noted, self._lock = 0, threading.Lock()
 
     def note(self, index: int, name: str, details: ViewDetails) -> None:
         """Record what the view of an image leaves out, and how the image differs from those of ``fit``."""
+        with self._lock:
+            self._n_noted += 1
         if details.geometry.unseen > _CROP_WARNING_SHARE:
             self._cropped[index] = details.geometry.unseen
         height, width = details.geometry.input_shape
@@ -70,37 +75,42 @@ class Notices:
     def warn(self, n_images: int | None, stacklevel: int = 2) -> None:
         """Warn once of each thing that was left out of, or is different in, the images noted so far.
 
-        ``n_images``: of the call; None: of a stream.
+        ``n_images``: of the call; None: unknown. If others may follow, how many are concerned is not known.
         """
+        n_images = n_images if self._n_noted == n_images else None
         cropped, self._cropped = self._cropped, {}  # a stream may be endless, so nothing is kept
         transparent, self._transparent = self._transparent, {}
         more_frames, self._more_frames = self._more_frames, {}
         distorted, self._distorted = self._distorted, {}
-        total = "the images" if n_images is None else f"{n_images} images"
         texts = {}
+
+        def some(found: Sized) -> str:
+            return how_many(len(found), n_images)
+
         if cropped:
             texts["crop"] = (
-                f'resize="crop" discards up to {max(cropped.values()):.0%} of the area of {len(cropped)} of {total}; '
+                f'resize="crop" discards up to {max(cropped.values()):.0%} of the area of {some(cropped)}; '
                 'resize="stretch" uses whole images'
             )
         if distorted:
+            are, their = ("is", "its") if n_images is not None and len(distorted) == 1 else ("are", "their")
             texts["aspect"] = (
-                f"{len(distorted)} of {total} are distorted, because their aspect ratio differs by more than a factor "
+                f"{some(distorted)} {are} distorted, because {their} aspect ratio differs by more than a factor "
                 f"1.5 from {self.aspect:.3g} : 1 (height : width), that of what the network sees; the first is "
                 f"{distorted[min(distorted)]}. Pass images of one aspect ratio, at most 4 : 1, such as crops"
             )
         if transparent:
             texts["alpha"] = (
-                f"transparent pixels are blended with white in {len(transparent)} of {total}, first in "
+                f"transparent pixels are blended with white in {some(transparent)}, first in "
                 f"{transparent[min(transparent)]}; pass images without an alpha channel if hidden colors matter"
             )
         if more_frames:
             texts["frames"] = (
-                f"only the first of several pages or frames is used in {len(more_frames)} of {total}, first in "
+                f"only the first of several pages or frames is used in {some(more_frames)}, first in "
                 f"{more_frames[min(more_frames)]}; pass each as an image of its own if the others matter"
             )
         if self._comparison is not None:
-            texts |= self._comparison.texts(total)
+            texts |= self._comparison.texts(n_images)
         for kind, text in texts.items():
             if kind not in self._warned:
                 self._warned.add(kind)

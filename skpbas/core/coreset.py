@@ -210,7 +210,8 @@ class Coreset(nn.Module):
     def forward(self, points: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return the index of the nearest exemplar of each point (N,), int64; parameters as in :meth:`distance`.
 
-        In bfloat16 another one may be returned that is as near but for rounding.
+        Another one may be returned that is as near but for rounding: of squared lengths in float32, which is much only
+        for points far from the mean, and to eight bits of the squared distance in bfloat16.
         """
         if image_index is None:
             if torch.compiler.is_exporting():  # which cannot follow a number of parts that depends on the batch
@@ -252,21 +253,23 @@ class Coreset(nn.Module):
 
     def _distance_to_blocks(self, points: Tensor, image_index: Tensor, sizes: list[int]) -> Tensor:
         beyond = self._beyond(points).masked_fill_(self.image_index == image_index[:, None], torch.inf)
-        nowhere = beyond.new_full((len(points),), torch.inf)
-        nearest = [block.amin(1) if block.shape[1] else nowhere for block in beyond.split(sizes, dim=1)]
-        return self._from_beyond(points, torch.stack(nearest, dim=1))
+        distances, start = [], 0
+        for block, size in zip(beyond.split(sizes, dim=1), sizes, strict=True):
+            if not size:
+                distances.append(points.new_full((len(points),), torch.inf))
+                continue
+            found = _smallest(block)
+            distance = (points - self.exemplars[start + found]).square().sum(1).sqrt()
+            nothing = block.gather(1, found[:, None])[:, 0].isinf()
+            distances.append(distance.masked_fill_(nothing, torch.inf))
+            start += size
+        return torch.stack(distances, dim=1)
 
     def _beyond(self, points: Tensor) -> Tensor:
-        """Return half the squared distances (N, K) to the exemplars, in float32 less |p|^2 / 2."""
+        """Return half the squared distances (N, K) to the exemplars, in float32 less |p|^2 / 2; both are rounded."""
         if self.precision == torch.bfloat16:
             return F.linear(_with_half_squares(points, first=False), self._short)
         return torch.addmm(self._half_squares, points, self.exemplars.T, alpha=-1)
-
-    def _from_beyond(self, points: Tensor, beyond: Tensor) -> Tensor:
-        """Return the distances (N, m) of what :meth:`_beyond` returned."""
-        if self.precision == torch.bfloat16:
-            return (2 * beyond.float()).clamp_(min=0).sqrt()
-        return (points.square().sum(1, keepdim=True) + 2 * beyond).clamp_(min=0).sqrt()
 
 
 def _smallest(values: Tensor) -> Tensor:

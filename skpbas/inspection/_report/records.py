@@ -159,7 +159,7 @@ def inspect(
         found.unsure_margin = max(unsure, default=None)
     if comparison is not None and statistics:
         found.seen = GoodStatistics.of(statistics)
-        found.differences = list(comparison.texts(f"{len(statistics)} images").values())
+        found.differences = list(comparison.texts(len(statistics)).values())
     found.records.sort(key=lambda record: record.margin)
     return found
 
