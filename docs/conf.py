@@ -46,7 +46,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "image_scrapers": ("matplotlib",),
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery_order.LessonOrder",
 }
 warnings.filterwarnings("ignore", message=".*non-interactive, and thus cannot be shown.*")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
+from check_docs_code import written_pages
 
 from skpbas import (
     PBASDetector,
@@ -148,7 +149,7 @@ def test_the_standard_project_files_exist(name):
 def test_the_documentation_builds_without_warnings(tmp_path):
     for name in ("sphinx", "numpydoc", "sphinx_gallery", "pydata_sphinx_theme", "matplotlib"):
         pytest.importorskip(name)
-    generated = shutil.ignore_patterns("_build", "auto_examples", "api", "gen_modules", "__pycache__")
+    generated = shutil.ignore_patterns("_build", "_generated", "auto_examples", "api", "gen_modules", "__pycache__")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=generated)
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=generated)
     build = subprocess.run(
@@ -167,3 +168,32 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     method = (tmp_path / "html" / "method.html").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r'class="eqno">\((\d+)\)', method)]
     assert numbers == list(range(1, 13))  # as in the paper
+    assert method.count("<math ") > 100
+    pages = [page.read_text(encoding="utf-8") for page in (tmp_path / "html").rglob("*.html")]
+    assert [
+        src for page in pages for src in re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="(//|http[^"]*)', page)
+    ] == []
+    lesson = (tmp_path / "html" / "tutorial" / "running_check.html").read_text(encoding="utf-8")
+    assert "readiness card" in lesson
+    assert "12 images" in lesson
+
+
+def test_every_example_has_a_place_in_the_gallery(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    order = import_module("gallery_order")._ORDER
+    assert sorted(order) == sorted(path.name for path in (ROOT / "examples").glob("plot_*.py"))
+
+
+def test_every_page_is_in_exactly_one_section():
+    sections = [DOCS / name / "index.rst" for name in ("tutorial", "how_to", "explanation", "reference")]
+    listed = []
+    for section in sections:
+        entries = re.findall(
+            r"^   (\S+)$", section.read_text(encoding="utf-8").split(":hidden:")[1], flags=re.MULTILINE
+        )
+        listed += [
+            entry.removeprefix("/") if entry[0] == "/" else f"{section.parent.name}/{entry}" for entry in entries
+        ]
+    written = {page.relative_to(DOCS).with_suffix("").as_posix() for page in written_pages(DOCS)}
+    own = {section.relative_to(DOCS).with_suffix("").as_posix() for section in sections} | {"index"}
+    assert sorted(listed) == sorted(written - own | {"auto_examples/index"})

@@ -56,6 +56,7 @@ class Transcript(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a block of text for the commands, and the nodes of its picture and file."""
+        self.env.note_reread()  # the package, or whether to run, may be another in the next build
         commands = [line for line in self.content if line.strip()]
         runs = str(self.config.plot_gallery) not in ("0", "False")
         printed = self._printed(commands) if runs else dict.fromkeys(commands, "")
@@ -102,7 +103,9 @@ class Transcript(SphinxDirective):
         found: list[nodes.Node] = []
         if "picture" in self.options:
             found.append(
-                nodes.image(uri=place + self.options["picture"], alt=self.options.get("alt", ""), align="center")
+                nodes.image(
+                    uri=place + self.options["picture"], alt=self.options.get("alt", ""), width="240px", align="center"
+                )
             )
         if "offers" in self.options:
             name = self.options["offers"]
