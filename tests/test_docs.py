@@ -14,7 +14,6 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-from check_docs_code import written_pages
 
 from skpbas import (
     PBASDetector,
@@ -182,18 +181,3 @@ def test_every_example_has_a_place_in_the_gallery(monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "_ext")
     order = import_module("gallery_order")._ORDER
     assert sorted(order) == sorted(path.name for path in (ROOT / "examples").glob("plot_*.py"))
-
-
-def test_every_page_is_in_exactly_one_section():
-    sections = [DOCS / name / "index.rst" for name in ("tutorial", "how_to", "explanation", "reference")]
-    listed = []
-    for section in sections:
-        entries = re.findall(
-            r"^   (\S+)$", section.read_text(encoding="utf-8").split(":hidden:")[1], flags=re.MULTILINE
-        )
-        listed += [
-            entry.removeprefix("/") if entry[0] == "/" else f"{section.parent.name}/{entry}" for entry in entries
-        ]
-    written = {page.relative_to(DOCS).with_suffix("").as_posix() for page in written_pages(DOCS)}
-    own = {section.relative_to(DOCS).with_suffix("").as_posix() for section in sections} | {"index"}
-    assert sorted(listed) == sorted(written - own | {"auto_examples/index"})
