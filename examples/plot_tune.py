@@ -133,6 +133,6 @@ for name, value in end.items():
 # On generated wood of this size, the same search puts ``patch_size=1`` first,
 # with a PRO of 0.935 against 0.845 for 3 (alpha 0.1): the finest detail counts
 # there. On generated screws, too, though 24 of them are too few to rank images
-# better than chance. On real bottles 1 and 3 were within 0.002, on real screws 3
-# was first. That is what searches are for, and why the winner is measured on
-# images that were put away.
+# better than chance. On real bottles 1 and 3 were within 0.002, and on real
+# screws 3 was first. That is what searches are for, and why the winner is
+# measured on images that were put away.
