@@ -148,7 +148,7 @@ def test_the_standard_project_files_exist(name):
 def test_the_documentation_builds_without_warnings(tmp_path):
     for name in ("sphinx", "numpydoc", "sphinx_gallery", "pydata_sphinx_theme", "matplotlib"):
         pytest.importorskip(name)
-    generated = shutil.ignore_patterns("_build", "auto_examples", "api", "gen_modules", "__pycache__")
+    generated = shutil.ignore_patterns("_build", "_generated", "auto_examples", "api", "gen_modules", "__pycache__")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=generated)
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=generated)
     build = subprocess.run(
@@ -167,3 +167,17 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     method = (tmp_path / "html" / "method.html").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r'class="eqno">\((\d+)\)', method)]
     assert numbers == list(range(1, 13))  # as in the paper
+    assert method.count("<math ") > 100
+    pages = [page.read_text(encoding="utf-8") for page in (tmp_path / "html").rglob("*.html")]
+    assert [
+        src for page in pages for src in re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="(//|http[^"]*)', page)
+    ] == []
+    lesson = (tmp_path / "html" / "tutorial" / "running_check.html").read_text(encoding="utf-8")
+    assert "readiness card" in lesson
+    assert "12 images" in lesson
+
+
+def test_every_example_has_a_place_in_the_gallery(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    order = import_module("gallery_order")._ORDER
+    assert sorted(order) == sorted(path.name for path in (ROOT / "examples").glob("plot_*.py"))

@@ -12,6 +12,7 @@ import pytest
 import sklearn
 import torch
 import torchvision
+from check_docs_code import written_pages
 from helpers import ROOT
 from PIL import Image
 
@@ -27,7 +28,8 @@ def python_blocks(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".md":
         return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    return [inspect.cleandoc(b) for b in re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", text)]
+    blocks = re.findall(r"^( *)\.\. code-block:: python\n\n((?:\1   .*\n|\n)+)", text, flags=re.MULTILINE)
+    return [inspect.cleandoc(block) for _, block in blocks]
 
 
 def random_state_dict(name, **_):
@@ -96,10 +98,10 @@ def cluster(needed: bool):
         yield client
 
 
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))) if python_blocks(page)]
+PAGES = [page for page in (ROOT / "README.md", *written_pages(ROOT / "docs")) if python_blocks(page)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_of_a_page_runs(page, names):
     blocks = python_blocks(page)
     if "sklearn.callback" in "".join(blocks):

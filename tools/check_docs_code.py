@@ -2,9 +2,9 @@
 
     python tools/check_docs_code.py [FILE ...]
 
-Without files: README.md, CONTRIBUTING.md and docs/*.rst. Code is what is in fenced blocks of Markdown, and in
-``code-block`` directives, literal blocks and doctests of reStructuredText. Prose, tables and math are not code. The
-indentation of a whole block does not count, because pages do not show it.
+Without files: README.md, CONTRIBUTING.md and the pages of docs/ and its folders. Code is what is in fenced blocks of
+Markdown, and in ``code-block`` directives, literal blocks and doctests of reStructuredText. Prose, tables and math are
+not code. The indentation of a whole block does not count, because pages do not show it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_WIDTH = 79
+
+_WRITTEN_BY_BUILDS = {"_build", "_generated", "api", "auto_examples", "gen_modules"}
 
 _FENCE = re.compile(r"(\s*)(`{3,}|~{3,})(.*)")
 _LIST_MARKERS = re.compile(r"\s*(?:(?:[-*+]|\(?(?:\d+|[A-Za-z#])[.)])\s+)*")
@@ -85,12 +87,17 @@ def too_wide(path: Path) -> list[tuple[int, int]]:
     return [(index + 1, len(text)) for index, text in code if len(text) > MAX_WIDTH]
 
 
+def written_pages(folder: Path) -> list[Path]:
+    """Return the pages of a folder and its subfolders that no build has written, in order."""
+    return [page for page in sorted(folder.rglob("*.rst")) if not _WRITTEN_BY_BUILDS & set(page.parts)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the files; return 1 if a line is too wide, otherwise 0."""
     parser = argparse.ArgumentParser(description="Find lines of code in the documentation that are too wide.")
-    parser.add_argument("files", nargs="*", type=Path, help="default: README.md, CONTRIBUTING.md and docs/*.rst")
+    parser.add_argument("files", nargs="*", type=Path, help="default: README.md, CONTRIBUTING.md and the pages of docs")
     files = parser.parse_args(argv).files
-    files = files or [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.rst"))]
+    files = files or [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *written_pages(ROOT / "docs")]
     found = [(path, number, width) for path in files for number, width in too_wide(path)]
     for path, number, width in found:
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -78,6 +78,8 @@ class DemoOptions:
         Random seed of the generated images and of the detector.
     output : Path
         Folder for the picture, created if missing.
+    rows : int or None
+        Largest number of images in the picture, at least 2; None: 20, or 8 with masks.
     """
 
     data: Path | None = None
@@ -90,6 +92,7 @@ class DemoOptions:
     device: str = "auto"
     seed: int = 0
     output: Path = Path("skpbas-demo")
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder for the picture, {PICTURE_NAME} (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="most images in the picture, at least 2 (default: 20, or 8 with masks)"
+    )
     return parser
 
 
@@ -268,6 +274,8 @@ def run_demo(options: DemoOptions, echo: Echo = console.echo) -> Outcome:
     from skpbas._cli.sheet import draw_sheet, rows_to_show
     from skpbas.masks import to_map_size
 
+    if options.rows is not None and options.rows < 2:
+        raise ValueError(f"--rows {options.rows}: a picture has at least 2 rows")
     network = choose_network(options)
     if network["weights"] is None:
         echo(_RANDOM_FEATURES.format(**network))
@@ -284,7 +292,7 @@ def run_demo(options: DemoOptions, echo: Echo = console.echo) -> Outcome:
     for line in report:
         echo(line)
     path = folder / PICTURE_NAME
-    shown = rows_to_show(predictions.margins, data.names, data.labels)
+    shown = rows_to_show(predictions.margins, data.names, data.labels, options.rows)
     draw_sheet(detector, data, predictions, masks, shown).save(path)
     which = "all" if len(shown) == len(data.test) else f"{len(shown)} of {len(data.test)}"
     echo(

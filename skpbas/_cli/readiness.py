@@ -351,10 +351,10 @@ def _smallest(sizes: DefectSizes, detector: PBASDetector) -> str:
         return "not measured"
     if (smallest := sizes.smallest) is None:
         return f"fewer than half of the spots are found even at {sizes.extents[-1] * sizes.side:.0f} pixels"
-    at_most = "or less, " if smallest == sizes.extents[0] else ""
+    at_most = ", or less," if smallest == sizes.extents[0] else ""
     seen = smallest * min(detector.map_shape_)
     return (
-        f"a spot of about {smallest * sizes.side:.0f} pixels, {at_most}is found half the time "
+        f"a spot of about {smallest * sizes.side:.0f} pixels{at_most} is found half the time "
         f"({seen:.0f} pixels of the network's input)"
     )
 

@@ -72,6 +72,12 @@ def test_the_demo_prints_five_metrics_and_the_errors_and_draws_a_picture(tmp_pat
     assert 3 * 192 < height < 4 * 192  # two defects and a normal image
 
 
+def test_the_picture_has_no_more_rows_than_asked_for(tmp_path):
+    options = DemoOptions(image_size=64, epochs=1, device="cpu", output=tmp_path, rows=2)
+    run_demo(options, lambda line: None)
+    assert 2 * 192 < size_of(tmp_path / "demo.png")[1] < 3 * 192
+
+
 def test_the_demo_accepts_a_category_in_mvtec_layout(category, tmp_path):
     lines: list[str] = []
     options = DemoOptions(data=category, image_size=64, epochs=1, device="cpu", output=tmp_path / "out")
@@ -123,6 +129,7 @@ def test_normal_images_and_images_to_check_give_decisions(folder, category, tmp_
         (["--backbone", "resnet19", "--weights", "none"], "resnet19"),
         (["--backbone", "resnet18", "--weights", "missing.pth"], "missing.pth"),
         (["--epochs", "0"], "max_epochs"),
+        (["--rows", "1"], "--rows 1: a picture has at least 2 rows"),
         (["--output", "{file}"], "cannot create the folder"),
     ],
 )
