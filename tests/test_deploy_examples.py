@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from helpers import ROOT, small_detector, textured_images
 from PIL import Image
 
 from skpbas import Result
+from skpbas.datasets import IMAGE_FORMATS
 from skpbas.export import to_onnx
 from skpbas.runtime import OnnxDetector
 
@@ -96,6 +97,7 @@ def test_the_table_of_a_folder_says_what_the_detector_says(path, detector, folde
     names = sorted(folder.iterdir())
     rows = rows_of(table)
     assert [row["file"] for row in rows] == list(map(str, names))
+    assert [int(row["label"]) for row in rows] == detector.predict(names).tolist()
     assert [row["verdict"] for row in rows] == detector.verdicts(names).tolist()
     assert [float(row["score"]) for row in rows] == detector.score_samples(names).tolist()
     assert [float(row["margin"]) for row in rows] == detector.decision_function(names).tolist()
@@ -129,7 +131,7 @@ def test_the_exit_status_says_whether_all_images_are_good_and_readable(path, fol
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("left out")
     assert check_folder.main(command) == 3
-    assert "other files that are left out: 1" in capsys.readouterr().err
+    assert "left out: 1 other file\n" in capsys.readouterr().err
     assert [row["verdict"] for row in rows_of(table)].count("") == 1
     assert "broken.jpg" in rows_of(table)[-1]["error"]
     for name in ("broken.jpg", "1.png", "3.png"):
@@ -150,6 +152,91 @@ def test_without_an_image_or_a_detector_nothing_is_checked_and_no_table_written(
         assert check_folder.main([*map(str, arguments), "--csv", str(table)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert not table.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names of files, and links for administrators only")
+def test_images_of_all_formats_in_all_subfolders_are_checked_and_what_is_left_out_is_counted(
+    path, folder, images, tmp_path, capsys
+):
+    (folder / "b" / "c").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for name in ("b/1.gif", "b/c/2.jfif", "b/c/10.ppm", ".cache/3.png"):
+        Image.fromarray(images[0]).save(folder / name)
+    (folder / "b" / "._1.gif").write_bytes(b"of macOS")
+    (folder / "Thumbs.db").write_bytes(b"of Windows")
+    (folder / "b" / "gone.png").symlink_to(tmp_path / "gone.png")
+    (folder / "again").symlink_to(folder / "b", target_is_directory=True)
+    assert check_folder.main([str(path), str(folder), "--csv", str(tmp_path / "v.csv")]) == 3
+    rows = rows_of(tmp_path / "v.csv")
+    expected = ["0.png", "1.png", "2.png", "3.png", "b/1.gif", "b/c/10.ppm", "b/c/2.jfif", "b/gone.png"]
+    assert [row["file"] for row in rows] == [str(folder / name) for name in expected]
+    assert [row["verdict"] == "" for row in rows] == [False] * 7 + [True]
+    assert "left out: 2 other files, 2 folders (hidden, or links)\n" in capsys.readouterr().err
+
+
+def test_the_formats_of_a_folder_are_those_of_the_library():
+    assert set(check_folder.SUFFIXES) == {suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes}
+
+
+def test_a_subfolder_that_cannot_be_listed_ends_the_check(folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(of):
+        if Path(of).name == "locked":
+            raise PermissionError(13, "Permission denied", str(of))
+        return listed(of)
+
+    (folder / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="locked"):
+        check_folder.images_of(folder, None)
+
+
+def test_copies_in_a_subfolder_are_not_checked_again(path, folder, tmp_path):
+    command = [str(path), str(folder), "--csv", str(tmp_path / "v.csv"), "--copy", str(folder / "bad")]
+    for _ in range(2):
+        assert check_folder.main(command) == 1
+        assert len(rows_of(tmp_path / "v.csv")) == 4
+
+
+def test_a_table_that_cannot_be_written_is_an_error_before_any_image_is_scored(
+    path, folder, tmp_path, capsys, monkeypatch
+):
+    def checked(*_):
+        raise AssertionError("images were scored")
+
+    monkeypatch.setattr(check_folder, "checked", checked)
+    image, nowhere, directory = folder / "0.png", tmp_path / "nodir" / "x.csv", tmp_path / "x.csv"
+    directory.mkdir()
+    before = {file: file.read_bytes() for file in (image, path)}
+    for table in (nowhere, directory, image, path):
+        assert check_folder.main([str(path), str(folder), "--csv", str(table)]) == 2
+        error = capsys.readouterr().err
+        assert str(table) in error
+        assert "unfinished" not in error
+    assert {file: file.read_bytes() for file in before} == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["parts", "x.csv"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names of files, and links for administrators only")
+def test_names_of_files_are_no_formulas_for_a_spreadsheet(path, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("=cmd.png", "+1.png", "-1.png", "@a.png", "\ta.png", "a=1.png"):
+        Image.fromarray(images[0]).save(Path(name))
+    Path("=b.png").write_bytes(b"no image")
+    assert check_folder.main([str(path), ".", "--csv", "v.csv"]) == 3
+    rows = rows_of(tmp_path / "v.csv")
+    assert {row["file"] for row in rows} == {
+        "./=cmd.png",
+        "./+1.png",
+        "./-1.png",
+        "./@a.png",
+        "./\ta.png",
+        "a=1.png",
+        "./=b.png",
+    }
+    assert all(Path(row["file"]).is_file() for row in rows)
+    assert not any(row["error"].startswith(("=", "+", "-", "@")) for row in rows)
 
 
 def test_a_folder_is_checked_without_torch_and_scikit_learn(path, folder, tmp_path):
@@ -201,6 +288,7 @@ def test_the_service_answers_as_the_detector_does(detector, images):
     assert (status, health["status"], health["offset"]) == (200, "ok", detector.offset_)
     assert {status for status, _, _ in answers} == {200}
     contents = [content for _, content, _ in answers]
+    assert [content["label"] for content in contents] == detector.predict(images).tolist()
     assert [content["verdict"] for content in contents] == detector.verdicts(images).tolist()
     assert [content["score"] for content in contents] == detector.score_samples(images).tolist()
     assert [content["margin"] for content in contents] == detector.decision_function(images).tolist()
@@ -270,6 +358,86 @@ def test_requests_of_another_form_are_refused_in_json(detector):
         with socket.create_connection(server.server_address, timeout=60) as raw:
             raw.sendall(b"nonsense\r\n\r\n")
             assert b'{"error": "Bad request' in raw.makefile("rb").read()
+
+
+def raw_connection(server, sent=b""):
+    raw = socket.create_connection(server.server_address, timeout=60)
+    raw.sendall(sent)
+    return raw
+
+
+@pytest.mark.parametrize(
+    "lengths", [("3", "5"), ("5", "5"), ("000000000000000000000100",), ("9" * 5000,)], ids=lambda all: all[0][:30]
+)
+def test_a_length_that_two_programs_may_read_differently_is_refused(lengths, detector):
+    fields = "".join(f"Content-Length: {length}\r\n" for length in lengths)
+    with running(detector) as server:
+        with raw_connection(server, f"POST /predict HTTP/1.1\r\n{fields}\r\nabcde".encode()) as raw:
+            answer = raw.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"Content-Length is" in answer
+
+
+def test_clients_that_send_nothing_take_no_place_of_others(detector, images):
+    with running(detector, n_computing=1, n_waiting=2) as server, ExitStack() as idle:
+        for _ in range(6):
+            idle.enter_context(raw_connection(server, b"POST /predict HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"))
+        assert asked(server, method="GET", path="/health")[0] == 200  # the others were accepted before it
+        assert asked(server, png(images[0]))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("beginning", "answer"),
+    [
+        (b"POST /predict HTTP/1.1\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 408 "),
+        (b"POST /predict HTTP/1.1\r\nEndless: ", b""),
+        (b"POST /nowhere HTTP/1.1\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 404 "),
+    ],
+    ids=["body", "head", "refused"],
+)
+def test_a_client_that_sends_a_byte_now_and_then_is_let_go(beginning, answer, detector, monkeypatch):
+    monkeypatch.setattr(serve, "SECONDS_TO_ARRIVE", 0.2, raising=False)
+    monkeypatch.setattr(serve, "SECONDS_TO_DRAIN", 0.2, raising=False)
+    with running(detector) as server, raw_connection(server, beginning) as raw:
+        while not threads_of_connections():
+            threading.Event().wait(0.01)
+        for _ in range(1000):
+            if not threads_of_connections():
+                break
+            with suppress(ConnectionError):
+                raw.send(b"x")
+            threading.Event().wait(0.01)
+        assert not threads_of_connections()
+        raw.settimeout(1)
+        received = b""
+        with suppress(ConnectionError):
+            received = raw.recv(4096)
+        assert received.startswith(answer)
+
+
+def threads_of_connections():
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+
+
+def test_connections_are_bounded_and_others_are_told_to_return(detector):
+    with running(detector, n_connections=2) as server, ExitStack() as idle:
+        for _ in range(2):
+            idle.enter_context(raw_connection(server))
+        status, content, headers = asked(server, method="GET", path="/health")
+        assert (status, content, headers["Retry-After"]) == (503, {"error": "too many connections"}, "1")
+        idle.close()
+        while asked(server, method="GET", path="/health")[0] != 200:  # their threads end in a moment
+            threading.Event().wait(0.01)
+
+
+def test_the_body_of_a_question_about_health_is_not_taken_for_another_request(detector):
+    with (
+        running(detector) as server,
+        raw_connection(
+            server, b"GET /health HTTP/1.1\r\nContent-Length: 24\r\n\r\nGET /hidden HTTP/1.1\r\n\r\n"
+        ) as raw,
+    ):
+        assert raw.makefile("rb").read().count(b"HTTP/1.1 ") == 1
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(detector):

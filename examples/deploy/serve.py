@@ -5,11 +5,11 @@
     curl http://127.0.0.1:8000/health
 
 ``POST /predict`` takes the bytes of an image file and answers with JSON:
-"verdict" ("normal", "unsure" or "anomalous"), "score", "margin" (negative:
-anomalous), "p_value", and "regions" of an image that is not normal, the most
-anomalous first, with "bbox" (top, left, height, width), "area", "centroid"
-(row, column) and "score", in pixels of the image. Any other status than 200
-comes with a JSON object with "error".
+"label" (1: normal, -1: anomalous), "verdict" ("normal", "unsure" or
+"anomalous"), "score", "margin" (negative: anomalous), "p_value", and "regions"
+of an image that is not normal, the most anomalous first, with "bbox" (top,
+left, height, width), "area", "centroid" (row, column) and "score", in pixels
+of the image. Any other status than 200 comes with a JSON object with "error".
 
 It listens on 127.0.0.1: only programs on this machine reach it. There is no
 password and no encryption, so put it behind a web server that has both before
@@ -29,7 +29,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -44,8 +45,15 @@ from skpbas.runtime import OnnxDetector
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SECONDS_OF_SILENCE = 20.0  # of a client, before its connection is closed
+SECONDS_TO_ARRIVE = 30.0  # of a request, from its first byte to its last
+SECONDS_TO_DRAIN = 5.0  # of what a client still sends after a refusal
 SECONDS_TO_FINISH = 30.0  # of requests in progress, on shutdown
 METHODS = {"/predict": "POST", "/health": "GET"}
+NO_CONNECTION = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 34\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+    b'{"error": "too many connections"}\n'
+)
 
 
 class Refused(Exception):
@@ -58,11 +66,48 @@ class Refused(Exception):
         self.status, self.headers = status, headers
 
 
+class Arriving(io.RawIOBase):
+    """What a client sends, each request within a time that is bounded.
+
+    A limit on each read alone would let a client that sends a byte now and
+    then keep its thread for ever.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._end = connection, 0.0
+        self.await_request()
+
+    def await_request(self) -> None:
+        """Let the time of a request start with the next byte."""
+        self._end = float("inf")
+
+    def end_within(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request took too long to arrive")
+        self._connection.settimeout(min(left, SECONDS_OF_SILENCE))
+        try:
+            n_read = self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(SECONDS_OF_SILENCE)  # of the answer
+        if self._end == float("inf"):
+            self.end_within(SECONDS_TO_ARRIVE)
+        return n_read
+
+
 class Server(ThreadingHTTPServer):
     """One detector, and bounds on how many requests use it at a time.
 
-    Each connection has a thread. ``n_computing`` of them compute, and
-    ``n_waiting`` more hold an image; others are told to come back later.
+    Each of ``n_connections`` has a thread, which reads an image before it asks
+    for a place: clients that are slow or idle take none. ``n_computing``
+    images are computed and ``n_waiting`` more wait; the clients of others, and
+    of more connections, are told to come back later.
     """
 
     daemon_threads = True  # idle connections do not keep the program alive
@@ -76,6 +121,7 @@ class Server(ThreadingHTTPServer):
         *,
         n_computing: int = 2,
         n_waiting: int = 16,
+        n_connections: int = 64,
         max_bytes: int = 2**25,
     ) -> None:
         super().__init__(address, Handler)
@@ -83,11 +129,34 @@ class Server(ThreadingHTTPServer):
         self.n_admitted = n_computing + n_waiting
         self.admitted = threading.BoundedSemaphore(self.n_admitted)
         self.computing = threading.BoundedSemaphore(n_computing)
+        self.connections = threading.BoundedSemaphore(n_connections)
         self.stopping = False
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)  # HTTPServer's asks for the host's name
         self.server_name, self.server_port = self.server_address[:2]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection, or close it if there are many."""
+        if not self.connections.acquire(blocking=False):
+            try:
+                request.setblocking(False)  # the next one is waiting
+                request.send(NO_CONNECTION)
+            except OSError:
+                pass
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread that would release it
+            self.connections.release()
+            raise
+
+    def process_request_thread(self, request: Any, address: Any) -> None:
+        try:
+            super().process_request_thread(request, address)
+        finally:
+            self.connections.release()
 
     def finish(self) -> bool:
         """Wait for requests in progress; return whether all are answered.
@@ -111,20 +180,22 @@ class Handler(BaseHTTPRequestHandler):
     timeout = SECONDS_OF_SILENCE
     disable_nagle_algorithm = True
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.arriving = Arriving(self.connection)
+        self.rfile = io.BufferedReader(self.arriving)
+
+    def handle_one_request(self) -> None:
+        self.arriving.await_request()
+        super().handle_one_request()
+
     def do_GET(self) -> None:
         self._answer(self._health)
 
     def do_POST(self) -> None:
-        stopping = self.server.stopping
-        if stopping or not self.server.admitted.acquire(blocking=False):
-            message = "it is stopping" if stopping else "it is busy"
-            busy = HTTPStatus.SERVICE_UNAVAILABLE
-            self._refuse(Refused(busy, message, retry_after="1"))
-            return
-        try:
-            self._answer(self._predict)
-        finally:
-            self.server.admitted.release()
+        with ExitStack() as place:  # which is kept until the answer is sent
+            self._answer(lambda: self._predict(place))
 
     do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
 
@@ -145,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._send(status, {"error": message or status.phrase})
 
-    def _answer(self, compute: Any) -> None:
+    def _answer(self, compute: Callable[[], dict[str, Any]]) -> None:
         try:
             self._check_request()
             status, content = HTTPStatus.OK, compute()
@@ -184,18 +255,23 @@ class Handler(BaseHTTPRequestHandler):
                     f"the body has {length} bytes; the limit is "
                     f"{self.server.max_bytes}",
                 )
+        elif "Content-Length" in self.headers or (
+            "Transfer-Encoding" in self.headers
+        ):
+            self.close_connection = True  # its body is no further request
 
     def _length(self) -> int:
-        text = self.headers.get("Content-Length")
-        if text is None or "Transfer-Encoding" in self.headers:
+        texts = self.headers.get_all("Content-Length", [])
+        if not texts or "Transfer-Encoding" in self.headers:
             raise Refused(
                 HTTPStatus.LENGTH_REQUIRED, "send it with a Content-Length"
             )
-        if not (text.isascii() and text.isdigit()):
+        text = ", ".join(texts)  # a server in front may take any of several
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise Refused(
                 HTTPStatus.BAD_REQUEST, f"Content-Length is {text[:40]!r}"
             )
-        return int(text[:20])
+        return int(text)
 
     def _health(self) -> dict[str, Any]:
         metadata = self.server.detector.metadata_
@@ -206,13 +282,31 @@ class Handler(BaseHTTPRequestHandler):
             "offset": self.server.detector.offset_,
         }
 
-    def _predict(self) -> dict[str, Any]:
-        length = self._length()
-        body = self.rfile.read(length)
-        if len(body) < length:
-            raise ConnectionError("the client left")
+    def _predict(self, place: ExitStack) -> dict[str, Any]:
+        self._refuse_if_stopping()
+        body = self._body()
+        self._refuse_if_stopping()
+        if not self.server.admitted.acquire(blocking=False):
+            raise unavailable("it is busy")
+        place.callback(self.server.admitted.release)
         with self.server.computing:
             return inspected(self.server.detector, body)
+
+    def _refuse_if_stopping(self) -> None:
+        if self.server.stopping:
+            raise unavailable("it is stopping")
+
+    def _body(self) -> bytes:
+        length = self._length()
+        try:
+            body = self.rfile.read(length)
+        except TimeoutError as error:
+            raise Refused(
+                HTTPStatus.REQUEST_TIMEOUT, "the body took too long to arrive"
+            ) from error
+        if len(body) < length:
+            raise ConnectionError("the client left")
+        return body
 
     def _refuse(self, refused: Refused) -> None:
         """Send an error; a body that was not read ends the connection."""
@@ -221,6 +315,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(refused.status, content, refused.headers)
         try:  # a client that is still sending would miss the answer
             self.connection.shutdown(socket.SHUT_WR)
+            self.arriving.end_within(SECONDS_TO_DRAIN)
             left = 4 * self.server.max_bytes
             while left > 0 and (read := self.rfile.read1(2**16)):
                 left -= len(read)
@@ -249,6 +344,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+def unavailable(message: str) -> Refused:
+    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, retry_after="1")
+
+
 def inspected(detector: OnnxDetector, body: bytes) -> dict[str, Any]:
     """Return the answer for the bytes of an image file."""
     image = decoded(body)
@@ -262,6 +361,7 @@ def inspected(detector: OnnxDetector, body: bytes) -> dict[str, Any]:
         raise Refused(HTTPStatus.BAD_REQUEST, text) from error
     assert result.score is not None
     return {
+        "label": result.label,
         "verdict": result.verdict,
         "score": result.score,
         "margin": result.score - detector.offset_,
@@ -308,6 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             detector,
             n_computing=args.computing,
             n_waiting=args.waiting,
+            n_connections=args.connections,
             max_bytes=args.max_bytes,
         )
     except (SkpbasError, ImportError, OSError, ValueError) as error:
@@ -339,6 +440,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("threads", 1, "of one computation"),
         ("computing", 2, "images computed at a time"),
         ("waiting", 16, "further images that wait for it"),
+        ("connections", 64, "at a time, each of which may send an image"),
         ("max-bytes", 2**25, "of an image file"),
     ):
         parser.add_argument(

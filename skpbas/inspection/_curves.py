@@ -60,9 +60,11 @@ class RocCurveDisplay:
     Examples
     --------
     >>> from skpbas.inspection import RocCurveDisplay
-    >>> display = RocCurveDisplay.from_predictions([1, 1, -1, -1], [0.1, 0.6, 0.4, 0.9])
+    >>> display = RocCurveDisplay.from_predictions([-0.1, -0.6, -0.4, -0.9], [1, 1, -1, -1], offset=-0.5)
     >>> display.roc_auc
     0.75
+    >>> display.operating_point
+    (0.5, 0.5)
     """
 
     line_: Line2D
@@ -122,19 +124,18 @@ class RocCurveDisplay:
             y does not match X, or has only one class.
         """
         pyplot(cls.__name__)
-        scores = -np.asarray(estimator.decision_function(X), dtype=float)
-        labels = np.where(anomalous_rows(y, len(scores), zero_one=True), -1, 1)
+        margins = estimator.decision_function(X)
         name = type(estimator).__name__ if name is None else name
         options = {"fpr_scale": fpr_scale, "max_fpr": max_fpr, "ax": ax, **kwargs}
-        return cls._of(labels, scores, np.nextafter(0, 1), name, options)  # a margin of 0 is normal
+        return cls.from_predictions(margins, y, offset=0.0, name=name, **options)
 
     @classmethod
     def from_predictions(
         cls,
-        y: Any,
         scores: ArrayLike,
+        y: Any,
         *,
-        threshold: float | None = None,
+        offset: float | None = None,
         name: str | None = None,
         fpr_scale: str = "symlog",
         max_fpr: float = 1.0,
@@ -145,13 +146,13 @@ class RocCurveDisplay:
 
         Parameters
         ----------
-        y : array-like of shape (n,)
-            +1 for a normal and -1 for an anomalous image, or booleans or {0, 1} with 1 for an anomalous image.
         scores : array-like of shape (n,)
-            Finite, higher for more anomalous images, as for :func:`skpbas.metrics.image_auroc`: minus
-            ``decision_function`` or ``score_samples``.
-        threshold : float, default=None
-            Images with scores at or above it are flagged: the operating point that is marked.
+            ``score_samples``: higher is more normal, as for :class:`ScoreDistributionDisplay`, and finite. The
+            functions of :mod:`skpbas.metrics` take the opposite, ``-scores``.
+        y : labels or masks
+            As for :meth:`from_estimator`.
+        offset : float, default=None
+            The threshold: images with lower scores are anomalous. The operating point that is marked.
         name : str, default=None
         fpr_scale : {"symlog", "linear"}, default="symlog"
         max_fpr : float, default=1.0
@@ -166,22 +167,19 @@ class RocCurveDisplay:
         Raises
         ------
         InvalidTargetError
-            Labels of only one class, or that do not match the scores.
+            Labels of only one class, or that do not match the scores; scores that are not finite.
         """
         pyplot(cls.__name__)
-        return cls._of(y, scores, threshold, name, {"fpr_scale": fpr_scale, "max_fpr": max_fpr, "ax": ax, **kwargs})
-
-    @classmethod
-    def _of(cls, y: Any, scores: Any, threshold: float | None, name: str | None, options: dict[str, Any]) -> Self:
-        anomalous, scores = checked_labels_and_scores(y, scores)
-        fpr, tpr, _ = roc_curve(anomalous, scores, drop_intermediate=False)
+        anomalous = anomalous_rows(y, len(np.atleast_1d(scores)), zero_one=True)
+        anomalous, scores = checked_labels_and_scores(np.where(anomalous, -1, 1), scores)
+        fpr, tpr, _ = roc_curve(anomalous, -scores.astype(float), drop_intermediate=False)
         point = None
-        if threshold is not None:
-            flagged = scores >= threshold
+        if offset is not None:
+            flagged = scores < offset
             point = float(flagged[~anomalous].mean()), float(flagged[anomalous].mean())
         n_good = int((~anomalous).sum())
         display = cls(fpr, tpr, roc_auc=float(auc(fpr, tpr)), n_good=n_good, operating_point=point, name=name)
-        return display.plot(**options)
+        return display.plot(fpr_scale=fpr_scale, max_fpr=max_fpr, ax=ax, **kwargs)
 
     def plot(
         self, *, name: str | None = None, fpr_scale: str = "symlog", max_fpr: float = 1.0, ax: Any = None, **kwargs: Any
@@ -343,7 +341,7 @@ class ProCurveDisplay:
         ----------
         masks : array of shape (n, h, w), or sequence of 2-D masks or None
         anomaly_maps : array of shape (n, h, w), or sequence of 2-D maps
-            As for :func:`skpbas.metrics.pro_curve`.
+            Higher is more anomalous, as for :func:`skpbas.metrics.pro_curve`.
         threshold : float, default=None
             Pixels above it are flagged: the operating point that is marked.
         name : str, default=None

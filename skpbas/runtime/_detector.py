@@ -27,10 +27,17 @@ class OnnxDetector:
     """A detector that was exported by :func:`skpbas.export.to_onnx`, on the CPU.
 
     Its methods are those of :class:`~skpbas.PBASDetector`, take the same images, and warn of the same: cropped,
-    distorted and transparent images, and those unlike the images of ``fit``. Three things differ: training images are
-    not recognized, so they are scored without leaving out their own exemplars; the ``unsure_rate`` is the one given to
-    :func:`~skpbas.export.to_onnx`; and images of :func:`skpbas.masks.ignoring` are refused. Any number of threads may
-    call a detector at the same time.
+    distorted and transparent images, and those unlike the images of ``fit``. This differs:
+
+    - Training images are not recognized, so they are scored without leaving out their own exemplars.
+    - The ``unsure_rate`` is the one given to :func:`~skpbas.export.to_onnx`.
+    - Images of :func:`skpbas.masks.ignoring` are refused.
+    - The ``precision`` is that of this class, whatever the detector's was. With "float32" scores are those of a
+      detector with ``precision="float32"``, but for rounding; the default of :class:`~skpbas.PBASDetector`, "auto",
+      computes the discriminator and the search among exemplars in bfloat16 on processors with instructions for it.
+    - If all images of ``fit`` had 8 bits, the graph takes uint8, and images of 16 bits or floats are rounded to 8 bits.
+
+    Any number of threads may call a detector at the same time.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def test_scores_of_three_groups():
 def test_a_roc_curve():
     rng = np.random.default_rng(0)
     scores = np.r_[rng.normal(0, 1, 500), rng.normal(2.5, 1, 60)]
-    display = RocCurveDisplay.from_predictions(np.repeat([1, -1], [500, 60]), scores, threshold=2.0)
+    display = RocCurveDisplay.from_predictions(-scores, np.repeat([1, -1], [500, 60]), offset=-2.0)
     return bare(display.figure_)
 
 

@@ -8,7 +8,7 @@ from helpers import textured_images
 from sklearn.ensemble import IsolationForest
 
 from skpbas.errors import InvalidTargetError
-from skpbas.inspection import ProCurveDisplay, RocCurveDisplay
+from skpbas.inspection import ProCurveDisplay, RocCurveDisplay, ScoreDistributionDisplay
 from skpbas.metrics import image_auroc, pixel_pro, pro_curve
 
 pytest.importorskip("matplotlib.pyplot")
@@ -18,8 +18,8 @@ pytest.importorskip("matplotlib.pyplot")
 def scored():
     rng = np.random.default_rng(3)
     labels = np.repeat([1, -1], [60, 25])
-    scores = np.round(np.r_[rng.normal(0, 1, 60), rng.normal(1.5, 1, 25)], 1)  # with ties
-    return labels, scores
+    scores = np.round(np.r_[rng.normal(0, 1, 60), rng.normal(-1.5, 1, 25)], 1)  # with ties
+    return scores, labels
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,40 @@ def text_of(display):
 
 
 def test_the_roc_curve_is_what_counting_at_every_threshold_gives(scored):
-    labels, scores = scored
-    display = RocCurveDisplay.from_predictions(labels, scores)
+    scores, labels = scored
+    display = RocCurveDisplay.from_predictions(scores, labels)
     counted = {(0.0, 0.0)} | {
-        (float((scores[labels == 1] >= t).mean()), float((scores[labels == -1] >= t).mean())) for t in scores
+        (float((scores[labels == 1] <= t).mean()), float((scores[labels == -1] <= t).mean())) for t in scores
     }
     assert set(zip(display.fpr.tolist(), display.tpr.tolist(), strict=True)) == counted
     assert list(display.line_.get_xdata()) == display.fpr.tolist()
-    assert display.roc_auc == pytest.approx(image_auroc(labels, scores))
+    assert display.roc_auc == pytest.approx(image_auroc(labels, -scores))
+
+
+def test_scores_mean_the_same_in_both_displays_of_scores(scored):
+    scores, labels = scored
+    offset = float(np.quantile(scores[labels == 1], 0.05))  # one of the scores, which is normal
+    curve = RocCurveDisplay.from_predictions(scores, labels, offset=offset)
+    margins = ScoreDistributionDisplay.from_predictions(scores, labels, offset=offset)
+    assert curve.operating_point == pytest.approx((margins.false_alarms_ / 60, 1 - margins.misses_ / 25))
+    assert curve.roc_auc > 0.8
+
+
+def test_scores_and_labels_in_the_wrong_order_are_an_error(scored):
+    scores, labels = scored
+    with pytest.raises(InvalidTargetError, match="y contains"):
+        RocCurveDisplay.from_predictions(labels, scores)
+
+
+def test_a_curve_takes_masks_for_labels_and_whole_numbers_for_scores():
+    masks = [None, None, np.eye(4), np.eye(4)]
+    assert RocCurveDisplay.from_predictions(np.uint8([3, 2, 1, 0]), masks).roc_auc == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_score_that_is_not_finite_is_an_error_that_names_it(bad):
+    with pytest.raises(InvalidTargetError, match=rf"scores\[1\] is {bad}"):
+        RocCurveDisplay.from_predictions([0.0, bad], [1, -1])
 
 
 def test_low_false_alarm_rates_have_room(scored):
@@ -81,9 +107,9 @@ def test_any_outlier_detector_of_scikit_learn_has_a_curve():
 
 
 def test_two_curves_share_an_axes_and_a_legend(scored):
-    labels, scores = scored
-    first = RocCurveDisplay.from_predictions(labels, scores, name="a")
-    second = RocCurveDisplay.from_predictions(labels, -scores, name="b", ax=first.ax_, color="red")
+    scores, labels = scored
+    first = RocCurveDisplay.from_predictions(scores, labels, name="a")
+    second = RocCurveDisplay.from_predictions(-scores, labels, name="b", ax=first.ax_, color="red")
     assert second.figure_ is first.figure_
     assert [text.split(",")[0] for text in text_of(second)] == ["a", "b"]
     assert second.line_.get_color() == "red"
@@ -91,7 +117,7 @@ def test_two_curves_share_an_axes_and_a_legend(scored):
 
 def test_labels_of_one_class_are_an_error():
     with pytest.raises(InvalidTargetError, match="expected both classes"):
-        RocCurveDisplay.from_predictions([1, 1], [0.1, 0.2])
+        RocCurveDisplay.from_predictions([0.1, 0.2], [1, 1])
 
 
 @pytest.mark.parametrize("display", [RocCurveDisplay, ProCurveDisplay])

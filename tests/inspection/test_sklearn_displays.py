@@ -31,7 +31,7 @@ DRAWN = {
         np.zeros((1, 16, 16, 3), np.uint8), ONE, map_threshold=0.5, ax=ax
     ),
     ScoreDistributionDisplay: lambda ax: ScoreDistributionDisplay.from_predictions([1.0, 2.0], offset=0.5, ax=ax),
-    RocCurveDisplay: lambda ax: RocCurveDisplay.from_predictions([1, -1], [0.1, 0.2], ax=ax),
+    RocCurveDisplay: lambda ax: RocCurveDisplay.from_predictions([0.2, 0.1], [1, -1], ax=ax),
     ProCurveDisplay: lambda ax: ProCurveDisplay.from_predictions([[[0, 1]]], [[[0.1, 0.2]]], ax=ax),
     TrainingDisplay: lambda ax: TrainingDisplay({"loss": [1.0], "center": [1.0]}).plot(ax=ax),
     BoundaryDisplay: lambda ax: BoundaryDisplay.from_predictions(np.eye(4), np.ones((1, 4)), ax=ax),
