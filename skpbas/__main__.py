@@ -60,12 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 done, 1 anomalies found (only if asked for), 2 wrong use, 3 some images could not be read.
     """
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
+    parser, arguments = make_parser(), argparse.Namespace()
+
+    def parse() -> int:
+        parser.parse_args(argv, arguments)
+        return 0
+
+    given = sys.argv[1:] if argv is None else argv
+    command = given[0] if given and not given[0].startswith("-") else ""
+    if code := run_safely(command, parse, with_traceback="-v" in given):
+        return code
     if arguments.command is None:
         parser.print_help()
         return 0
-    return run_safely(arguments.command, partial(arguments.run, arguments), with_traceback=arguments.with_traceback)
+    run = partial(arguments.run, arguments)
+    return run_safely(arguments.command, run, with_traceback=arguments.with_traceback, given=vars(arguments))
 
 
 if __name__ == "__main__":

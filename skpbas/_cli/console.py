@@ -6,13 +6,17 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from uuid import uuid4
+
+from skpbas._inputs.formats import image_suffixes
 
 DONE, ANOMALIES, WRONG_USE, UNREADABLE = 0, 1, 2, 3
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -20,13 +24,36 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 _OUR_WARNINGS = (UserWarning, RuntimeWarning)
 
+_BREAK = re.compile(r"\s*[\t\n\v\f\r]\s*")  # other blanks may be part of the name of a file
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
+_FOR_PYTHON = "; pass a single image as X[None]"
 _POSITION = re.compile(r"\b(?:X|images|masks)\[\d+\] \(([^()]+)\)")
+
+_OF_PARAMETERS = (
+    (re.compile(r"(?P<name>\w+)=(?P<value>[^:]*): (?P<rest>.*)"), r"--\g<name> \g<value>: \g<rest>"),
+    (
+        re.compile(r"The '(?P<name>\w+)' parameter of \w+ must be (?P<rest>.*)\. Got (?P<value>.*) instead\.$"),
+        r"--\g<name> \g<value>: expected \g<rest>",
+    ),
+)
+
+_OF_FULL_INSTALLATION = ("torch", "torchvision", "sklearn", "scipy", "joblib", "skorch", "safetensors", "tqdm")
+
+_DETECTORS = (".skpbas", ".onnx", ".pt2")
 
 T = TypeVar("T")
 
 
 class UsageError(ValueError):
     """Arguments that do not go together, or that name nothing."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal that ends programs, as a service manager sends it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def echo(line: str = "") -> None:
@@ -42,8 +69,18 @@ def note(line: str) -> None:
 
 
 def one_line(text: object) -> str:
-    """Return a text with all its white space as single blanks, and files without their positions in a sequence."""
-    return _POSITION.sub(r"\1", " ".join(str(text).split()))
+    """Return a text on one line, with files without their positions in a sequence, and for those who have no X."""
+    return printable(_POSITION.sub(r"\1", _BREAK.sub(" ", str(text).strip())).replace(_FOR_PYTHON, ""))
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, and bytes that are no UTF-8, as escapes: a terminal would obey them."""
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) % 0xDC00:02x}", text)
+
+
+def shown(path: object) -> str:
+    """Return a path as people see it."""
+    return printable(str(path))
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -55,7 +92,9 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 # Running --------------------------------------------------------------------------------------------------
 
 
-def run_safely(command: str, run: Callable[[], int], *, with_traceback: bool = False) -> int:
+def run_safely(
+    command: str, run: Callable[[], int], *, with_traceback: bool = False, given: Collection[str] = ()
+) -> int:
     """Run a command and return its exit code; an error is one line on standard error.
 
     Parameters
@@ -66,15 +105,21 @@ def run_safely(command: str, run: Callable[[], int], *, with_traceback: bool = F
         Returns the exit code.
     with_traceback : bool
         Print the traceback of an error, too.
+    given : collection of str
+        Names of the arguments, which errors about parameters of these names are said in.
     """
+    name = f"skpbas {command}".strip()
     _print_any_character()
     try:
-        with warnings_as_lines():
+        with ending_in_order(), warnings_as_lines():
             code = run()
         sys.stdout.flush()
         return code
+    except Terminated as signaled:
+        note(f"{name}: ended by signal {signaled.number}")
+        return 128 + signaled.number
     except KeyboardInterrupt:
-        note(f"skpbas {command}: interrupted")
+        note(f"{name}: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # what is left would fail at the end of Python
@@ -87,8 +132,47 @@ def run_safely(command: str, run: Callable[[], int], *, with_traceback: bool = F
             error
         ).__module__.startswith("skpbas.")
         kind = "" if expected else f"{type(error).__name__}: "
-        note(f"skpbas {command}: error: {kind}{one_line(error) or type(error).__name__}")
+        text = _full_installation(error) or in_options(one_line(error), given) or type(error).__name__
+        note(f"{name}: error: {kind}{text}")
         return WRONG_USE
+
+
+def in_options(text: str, given: Collection[str]) -> str:
+    """Return an error about a parameter as one about the option of that name, if it was given."""
+    for pattern, shown_as in _OF_PARAMETERS:
+        if (found := pattern.match(text)) and found["name"] in given:
+            return found.expand(shown_as).replace(found["name"], found["name"].replace("_", "-"), 1)
+    return text
+
+
+def _full_installation(error: Exception) -> str | None:
+    """Return what to say where a package is missing that inspecting by an exported detector does not need."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in _OF_FULL_INSTALLATION:
+        return None
+    return f"this needs a full installation, and {package} is missing: pip install skpbas"
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let signals that end programs raise :class:`Terminated`, so that nothing half-written stays behind."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, _: object) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # a second one would end the cleaning up
+        raise Terminated(number)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+        before |= {number: signal.SIG_DFL for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+        for number in before:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print_any_character() -> None:
@@ -145,15 +229,58 @@ def progress(items: Iterable[T], description: str, total: int | None = None, uni
 # Files ----------------------------------------------------------------------------------------------------
 
 
-def check_output(path: Path, option: str) -> None:
-    """Refuse a file to write whose folder does not exist, before any work is done for it."""
+def check_output(
+    path: Path, option: str, *, inputs: Iterable[Path] = (), append: bool = False, text: bool = True
+) -> None:
+    """Refuse a file to write, before any work is done for it, that cannot be written or must not be replaced.
+
+    Parameters
+    ----------
+    path : Path
+    option : str
+        As the user gave it, for errors.
+    inputs : iterable of Path
+        What the command reads.
+    append : bool
+        Whether the file is continued.
+    text : bool
+        Whether it is no detector.
+    """
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: give the name of a file")
-    parent = path.absolute().parent
+    suffix = path.suffix.lower()
+    if suffix in image_suffixes() or (text and suffix in _DETECTORS):
+        kind = "a detector" if suffix in _DETECTORS else "an image"
+        raise UsageError(f"{option} {path} is the name of {kind}: give another name")
+    if path.exists() and any(_is_same(path, one) for one in inputs):
+        raise UsageError(f"{option} {path} is what this command reads, and would be lost: give another name")
+    if path.exists() and (append or not path.is_file()):  # written in place
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"{option} {path} cannot be written")
+        return
+    parent = (Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()).parent
     if not parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {parent}; create it first")
     if not os.access(parent, os.W_OK):
         raise UsageError(f"{option} {path}: the folder {parent} cannot be written")
+
+
+def check_different(outputs: Mapping[str, Path | None]) -> None:
+    """Refuse one name for two outputs; keys are options. Devices may be named twice."""
+    names: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None or str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+            continue
+        other = names.setdefault(os.path.normcase(os.path.realpath(path)), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} are both {path}: give two names")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False
 
 
 def made_folder(path: Path, option: str) -> Path:
@@ -182,10 +309,12 @@ def data_output(path: Path, option: str, *, append: bool = False) -> Iterator[Te
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         yield sys.stdout
         return
-    check_output(path, option)
+    check_output(path, option, append=append)
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     if append or (path.exists() and not path.is_file()):  # a device or a pipe is not replaced
+        torn = append and _ends_amid_a_line(path)
         with path.open("a" if append else "w", **text) as file:
+            file.write("\n" * torn)
             yield file
         return
     target = Path(os.path.realpath(path))  # a link stays one
@@ -196,6 +325,15 @@ def data_output(path: Path, option: str, *, append: bool = False) -> Iterator[Te
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _ends_amid_a_line(path: Path) -> bool:
+    """Return whether a file has a last line without an end, as a computer leaves it that was switched off."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def write_json(path: Path, content: Any, option: str = "--json") -> None:

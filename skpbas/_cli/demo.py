@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from skpbas._cli import console
 from skpbas._cli.console import UsageError, aligned
+from skpbas._cli.labeled import good_images
 from skpbas._cli.paths import NamedImages, images_below, readable
 from skpbas.errors import DatasetError
 
@@ -389,7 +390,7 @@ def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"--data {folder}: no such folder")
     categories = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
-    images = [] if categories else images_below(folder)
+    images = [] if categories or not images_below(folder) else good_images(folder, "--data ")
     if not images:
         hint = f"use one of its categories: {', '.join(categories)}" if categories else "use a folder of images"
         raise DatasetError(f"--data {folder}: no image files in this folder; {hint}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from skpbas._cli import console
 from skpbas._cli.console import UsageError
-from skpbas._cli.paths import images_below
+from skpbas._cli.labeled import GOOD, Labeled, defective_images, in_layout, tested_folder
+from skpbas._cli.paths import images_below, images_in
 
 _EXAMPLES = """\
 FOLDER has the layout of MVTec AD: test/good, a folder test/<defect> for each
@@ -35,25 +37,6 @@ exit codes: 0 done, 2 wrong use, 3 some images could not be read
 """
 RATES = (0.01, 0.02, 0.05)
 """False alarm rates at which misses are counted."""
-
-_MASK_ENDS = ("_mask", "")
-
-
-@dataclass(frozen=True)
-class Labeled:
-    """An image and what is known of it.
-
-    Attributes
-    ----------
-    path : Path
-    kind : str
-        "good", or its kind of defect.
-    mask : Path or None
-    """
-
-    path: Path
-    kind: str
-    mask: Path | None = None
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -80,22 +63,23 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
     if arguments.json is not None and str(arguments.json) != "-":
-        console.check_output(arguments.json, "--json")
+        console.check_output(arguments.json, "--json", inputs=[arguments.detector])
     images = _labeled(arguments)
     from skpbas._cli.inspecting import Inspector
 
     inspector = Inspector.opened(arguments.detector, arguments.device)
-    inspections = inspector.inspect(image.path for image in images)
-    seen, kept = [], []
+    masks = _masks(inspector, images)  # before the images: a mask that cannot be used costs no time
+    seen = Seen()
+    inspections = inspector.inspect((image.path for image in images), with_regions=False)
     for image, inspection in zip(images, console.progress(inspections, "inspecting", len(images)), strict=True):
-        if inspection.error is None:
-            seen.append(inspection)
-            kept.append(image)
-        else:
+        if inspection.error is not None:
             console.note(f"unreadable: {inspection.error}")
-    if not seen:
-        raise UsageError("no image could be read")
-    figures = measured(inspector, kept, seen) | {"n_unreadable": len(images) - len(kept)}
+        else:
+            seen.add(image, inspection, masks)
+    if not seen.images:
+        console.note(f"skpbas evaluate: none of {len(images)} images could be read")
+        return console.UNREADABLE
+    figures = measured(seen) | {"n_unreadable": len(images) - len(seen.images)}
     if str(arguments.json) != "-":
         for line in _report(figures):
             console.echo(line)
@@ -116,65 +100,92 @@ def _labeled(arguments: argparse.Namespace) -> list[Labeled]:
         return _in_layout(arguments.folder)
     if None in two:
         raise UsageError("give FOLDER in the layout of MVTec AD, or both --good and --defective")
-    masks = None if arguments.masks is None else _masks_in(arguments.masks, "--masks ")
-    good = [Labeled(path, "good") for path in _images_in(arguments.good, "--good ")]
-    defective = _images_in(arguments.defective, "--defective ")
-    return good + [Labeled(path, "defective", _mask_of(path, masks or {})) for path in defective]
+    for name in ("good", "defective", "masks"):
+        if (folder := getattr(arguments, name)) is not None:
+            images_in(folder, f"--{name} {folder}")
+    good = [Labeled(path, GOOD) for path in images_below(arguments.good)]
+    return good + defective_images(arguments.defective, "defective", arguments.masks)
 
 
 def _in_layout(folder: Path) -> list[Labeled]:
-    test = folder / "test" if (folder / "test").is_dir() else folder
-    if not (test / "good").is_dir():
+    images = in_layout(folder) if folder.is_dir() else None
+    if images is None:
         raise UsageError(
             f"{folder}: no folder test/good in it, as MVTec AD has one; or give --good FOLDER --defective FOLDER"
         )
-    images = [Labeled(path, "good") for path in _images_in(test / "good")]
-    for kind in sorted(path for path in test.iterdir() if path.is_dir() and path.name not in ("good", "ground_truth")):
-        folder_of_masks = test.parent / "ground_truth" / kind.name
-        masks = _masks_in(folder_of_masks) if folder_of_masks.is_dir() else {}
-        images += [Labeled(path, kind.name, _mask_of(path, masks)) for path in images_below(kind)]
-    if all(image.kind == "good" for image in images):
-        raise UsageError(f"{test} has good images only: add a folder of defective ones beside {test / 'good'}")
+    good = tested_folder(folder) / GOOD
+    kinds = {image.kind for image in images}
+    if GOOD not in kinds:
+        raise UsageError(f"{good}: no image files in this folder or below it")
+    if len(kinds) == 1:
+        raise UsageError(f"{good.parent} has good images only: add a folder of defective ones beside {good}")
     return images
 
 
-def _images_in(folder: Path, option: str = "") -> list[Path]:
-    images = images_below(folder) if folder.is_dir() else []
-    if not images:
-        raise UsageError(f"{option}{folder}: no image files in this folder or below it")
-    return images
+def _masks(inspector: Any, images: Sequence[Labeled]) -> dict[Path, NDArray[np.bool_] | None]:
+    """Return the mask of each image that has one, at the size of anomaly maps."""
+    from skpbas._inputs.decoding import image_shape
+    from skpbas.errors import InvalidImageError
 
+    paths, files = list[Path](), list[Path]()
+    for image in images:
+        if image.mask is not None:
+            with contextlib.suppress(InvalidImageError):  # which is reported when it is inspected
+                image_shape(image.path, str(image.path))
+                paths.append(image.path)
+                files.append(image.mask)
+    if not paths:
+        return {}
+    from skpbas.masks import to_map_size
 
-def _masks_in(folder: Path, option: str = "") -> dict[str, Path]:
-    return {path.stem: path for path in _images_in(folder, option)}
-
-
-def _mask_of(image: Path, masks: dict[str, Path]) -> Path | None:
-    return next((masks[image.stem + end] for end in _MASK_ENDS if image.stem + end in masks), None)
+    geometry = SimpleNamespace(map_shape_=inspector.map_shape, resize=inspector.resize)
+    return dict(zip(paths, to_map_size(files, paths, geometry), strict=True))
 
 
 # Figures --------------------------------------------------------------------------------------------------
 
 
-def measured(inspector: Any, images: Sequence[Labeled], inspections: Sequence[Any]) -> dict[str, Any]:
+@dataclass
+class Seen:
+    """What is kept of images that were inspected; anomaly maps only where pixels are measured."""
+
+    images: list[Labeled] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+    flagged: list[bool] = field(default_factory=list)
+    masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
+    maps: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, image: Labeled, inspection: Any, masks: Mapping[Path, NDArray[np.bool_] | None]) -> None:
+        """Keep what an inspection says of an image."""
+        self.images.append(image)
+        self.margins.append(inspection.margin)
+        self.verdicts.append(inspection.verdict)
+        self.flagged.append(inspection.label == -1)
+        if masks and (image.kind == GOOD or image.path in masks):
+            self.masks.append(masks.get(image.path))
+            self.maps.append(inspection.anomaly_map)
+
+
+def measured(seen: Seen) -> dict[str, Any]:
     """Return all figures, as JSON can hold them; those that the images do not define are None."""
     from skpbas.metrics import image_ap, image_auroc, miss_rate
 
-    labels = np.array([1 if image.kind == "good" else -1 for image in images])
-    margins = np.array([inspection.margin for inspection in inspections])
-    verdicts = np.array([inspection.verdict for inspection in inspections])
-    good, flagged = labels == 1, np.array([inspection.label == -1 for inspection in inspections])
+    images = seen.images
+    labels = np.array([1 if image.kind == GOOD else -1 for image in images])
+    margins, verdicts = np.array(seen.margins), np.array(seen.verdicts)
+    good, flagged = labels == 1, np.array(seen.flagged)
     both = len(set(labels.tolist())) == 2
     of_kind: dict[str, NDArray[np.bool_]] = {
         kind: np.array([image.kind == kind for image in images])
-        for kind in dict.fromkeys(image.kind for image in images if image.kind != "good")
+        for kind in dict.fromkeys(image.kind for image in images if image.kind != GOOD)
     }
     return {
         "n_good": int(good.sum()),
         "n_defective": int((~good).sum()),
         "image_auroc": image_auroc(labels, -margins) if both else None,
         "image_ap": image_ap(labels, -margins) if both else None,
-        **_of_pixels(inspector, images, inspections),
+        **_of_pixels(seen),
         "misses_at": {f"{rate:g}": miss_rate(labels, -margins, rate) if both else None for rate in RATES},
         "false_alarms": int((flagged & good).sum()),
         "misses": int((~flagged & ~good).sum()),
@@ -186,19 +197,15 @@ def measured(inspector: Any, images: Sequence[Labeled], inspections: Sequence[An
     }
 
 
-def _of_pixels(inspector: Any, images: Sequence[Labeled], inspections: Sequence[Any]) -> dict[str, Any]:
+def _of_pixels(seen: Seen) -> dict[str, Any]:
     """Return the metrics of pixels over the good images and those with a mask."""
-    names = ("pixel_auroc", "pixel_ap", "pixel_pro")
-    of_defective = [image.mask is not None for image in images if image.kind != "good"]
-    if not any(of_defective):
-        return {"n_masks": 0, **dict.fromkeys(names)}
-    from skpbas.masks import to_map_size
+    n_good = sum(image.kind == GOOD for image in seen.images)
+    n_masks = len(seen.masks) - n_good if seen.masks else 0
+    if not n_masks:
+        return {"n_masks": 0, **dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_pro"))}
     from skpbas.metrics import pixel_metrics
 
-    used = [i for i, image in enumerate(images) if image.kind == "good" or image.mask is not None]
-    geometry = SimpleNamespace(map_shape_=inspector.map_shape, resize=inspector.resize)
-    masks = to_map_size([images[i].mask for i in used], [images[i].path for i in used], geometry)
-    return {"n_masks": sum(of_defective), **pixel_metrics(masks, [inspections[i].anomaly_map for i in used])}
+    return {"n_masks": n_masks, **pixel_metrics(seen.masks, seen.maps)}
 
 
 def _report(figures: dict[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
-    console.check_output(arguments.output, "--output")
+    console.check_output(arguments.output, "--output", inputs=[arguments.detector], text=False)
     kind = arguments.output.suffix.lower()
     if kind not in (".onnx", ".pt2"):
         raise UsageError(

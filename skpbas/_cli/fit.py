@@ -8,8 +8,9 @@ from typing import Any
 
 from skpbas._cli import console
 from skpbas._cli.console import UsageError
+from skpbas._cli.labeled import good_images
 from skpbas._cli.options import OWN_DEFAULTS, add_parameters, parameters_of
-from skpbas._cli.paths import images_below, readable
+from skpbas._cli.paths import readable
 
 _EXAMPLES = """\
 The readiness card says what to expect: which images were left out, false
@@ -62,20 +63,20 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
-    console.check_output(arguments.output, "--output")
+    console.check_output(arguments.output, "--output", text=False)
     if arguments.output.exists() and not arguments.output.is_file():
         raise UsageError(f"--output {arguments.output} is no regular file: give another name")
     if arguments.output.suffix.lower() == ".onnx":
         raise UsageError(f"--output {arguments.output}: fit writes a .skpbas file; skpbas export makes ONNX of it")
     folder = _training_folder(arguments.folder)
-    holdout = [] if arguments.holdout is None else _listed(arguments.holdout, "--holdout ")
+    holdout = [] if arguments.holdout is None else good_images(arguments.holdout, "--holdout ")
     parameters = OWN_DEFAULTS | parameters_of(arguments)
     smallest = 1 if "layers" in parameters else _NETWORK_STRIDE
-    good, bad = readable(_listed(folder), smallest)
+    good, bad = readable(good_images(folder), smallest)
     holdout, bad_ones = readable(holdout, smallest)
     if len(good) < 2:
         raise UsageError(f"{folder}: {len(good)} usable image{'s' * (len(good) != 1)}, and fit needs at least 2")
-    console.echo(f"learning from {len(good)} images of {folder}, with the backbone {parameters['backbone']}")
+    console.echo(f"learning from {len(good)} images of the folder {folder}, with the backbone {parameters['backbone']}")
 
     from skpbas import PBASDetector
 
@@ -103,10 +104,3 @@ def _training_folder(folder: Path) -> Path:
             "its good images"
         )
     return folder
-
-
-def _listed(folder: Path, option: str = "") -> list[Path]:
-    images = images_below(folder) if folder.is_dir() else []
-    if not images:
-        raise UsageError(f"{option}{folder}: no image files in this folder or below it")
-    return images

@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     path: Path = arguments.detector
     if not path.is_file():
         raise UsageError(f"{path} is no file: give a detector that skpbas fit or skpbas export wrote")
+    if arguments.json is not None and str(arguments.json) != "-":
+        console.check_output(arguments.json, "--json", inputs=[path])
     about = _of_onnx(path) if path.suffix.lower() == ".onnx" else _of_saved(path)
     about = {"file": str(path), "bytes": path.stat().st_size} | about
     if str(arguments.json) != "-":

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skpbas._cli.console import UsageError, one_line
+from skpbas._cli.console import UsageError, one_line, shown
 from skpbas._decisions.regions import Region, regions_of
 from skpbas._features.results import Result
-from skpbas._inputs.decoding import image_shape
+from skpbas._inputs.decoding import decode, image_shape
+from skpbas._inputs.formats import image_suffixes, state_of
 from skpbas._inputs.geometry import Geometry
 from skpbas.errors import InvalidImageError
+
+_TRIES = 3  # for an image that is written again while it is inspected
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Inspection:
         In pixels of the image itself.
     anomaly_map : ndarray of shape (H, W) or None
         At model size.
+    pixels : ndarray of shape (h, w) or (h, w, 3), or None
+        Of the image itself, if they were asked for.
     error : str or None
         Why the image cannot be read.
     """
@@ -48,6 +55,7 @@ class Inspection:
     p_value: float | None = None
     regions: tuple[Region, ...] = ()
     anomaly_map: NDArray[np.float32] | None = None
+    pixels: NDArray[Any] | None = None
     error: str | None = None
 
 
@@ -77,6 +85,9 @@ class Inspector:
         """
         if not path.is_file():
             raise UsageError(f"{path} is no file: give a detector that skpbas fit or skpbas export wrote")
+        if path.suffix.lower() == ".pt2" or path.suffix.lower() in image_suffixes():
+            kind = "an image" if path.suffix.lower() != ".pt2" else "a program of torch.export"
+            raise UsageError(f"{path}: not a detector, but {kind} by its name: give a .skpbas or .onnx file first")
         if path.suffix.lower() == ".onnx":
             if device not in ("auto", "cpu"):
                 raise UsageError(f"--device {device}: {path} computes on the CPU")
@@ -109,48 +120,65 @@ class Inspector:
         return str(self.detector.metadata_["resize"] if self.is_onnx else self.detector._reading.resize)
 
     def inspect(
-        self, images: Iterable[Path], *, min_area: int = 1, unsure_rate: float | None = None
+        self,
+        images: Iterable[Path],
+        *,
+        min_area: int = 1,
+        unsure_rate: float | None = None,
+        with_regions: bool = True,
+        with_pixels: bool = False,
     ) -> Iterator[Inspection]:
-        """Yield what the detector says of each image, in memory that does not grow; unreadable ones have an error."""
-        paths: list[Path] = []
+        """Yield what the detector says of each image, in memory that does not grow; unreadable ones have an error.
+
+        An image that is written again meanwhile is inspected again: all that is said of it is of the same pixels.
+        """
+        if self.is_onnx and unsure_rate is not None:
+            raise UsageError(f"--unsure-rate: {self.path} has that of its export; open the .skpbas file instead")
+        rate = {} if unsure_rate is None else {"unsure_rate": unsure_rate}
+        stream = partial(self.detector.iter_results if self.is_onnx else self.detector.score_stream, on_error="skip")
+        inspected = partial(self._inspection, min_area=min_area if with_regions else None, with_pixels=with_pixels)
+        asked: deque[tuple[Path, Any]] = deque()
 
         def remembered() -> Iterator[Path]:
             for path in images:
-                paths.append(path)
+                asked.append((path, state_of(path)))
                 yield path
 
-        if not self.is_onnx:
-            rate = {} if unsure_rate is None else {"unsure_rate": unsure_rate}
-            results = self.detector.score_stream(remembered(), on_error="skip", **rate)
-        elif unsure_rate is not None:
-            raise UsageError(f"--unsure-rate: {self.path} has that of its export; open the .skpbas file instead")
-        else:
-            results = self.detector.iter_results(remembered(), on_error="skip")
-        for result in results:
-            yield self._inspection(result, paths.pop(0), min_area)
+        for result in stream(remembered(), **rate):
+            path, state = asked.popleft()
+            inspection = inspected(result, path)
+            for _ in range(_TRIES):
+                if state_of(path) == state:
+                    break
+                state = state_of(path)
+                inspection = inspected(next(iter(stream([path], **rate))), path)
+            else:
+                if state_of(path) != state:
+                    inspection = Inspection(path, error=f"{shown(path)} is written again and again while it is read")
+            yield inspection
 
-    def _inspection(self, result: Result, path: Path, min_area: int) -> Inspection:
-        if result.error is None:
-            try:
-                regions = self._regions(result, path, min_area)
-            except InvalidImageError as error:  # gone or replaced in the meantime
-                return Inspection(path, error=one_line(error))
-            score, offset = result.score, self.detector.offset_
-            assert score is not None
-            return Inspection(
-                path, result.label, result.verdict, float(score - offset), result.p_value, regions, result.map
-            )
-        return Inspection(
-            path, error=one_line(result.error.replace(f"images[{result.index}] ({result.name})", str(path)))
-        )
+    def _inspection(self, result: Result, path: Path, min_area: int | None, with_pixels: bool) -> Inspection:
+        if result.error is not None:
+            error = result.error.replace(f"images[{result.index}] ({result.name})", shown(path))
+            return Inspection(path, error=one_line(error.replace(str(path), shown(path))))
+        try:
+            pixels = decode(path, shown(path)).pixels if with_pixels else None
+            regions = () if min_area is None else self._regions(result, path, pixels, min_area)
+        except InvalidImageError as changed:  # gone or replaced in the meantime
+            return Inspection(path, error=one_line(changed))
+        score, offset = result.score, self.detector.offset_
+        assert score is not None
+        margin = float(score - offset)
+        return Inspection(path, result.label, result.verdict, margin, result.p_value, regions, result.map, pixels)
 
-    def _regions(self, result: Result, path: Path, min_area: int) -> tuple[Region, ...]:
+    def _regions(self, result: Result, path: Path, pixels: NDArray[Any] | None, min_area: int) -> tuple[Region, ...]:
         """Return what ``find_regions`` returns, from the map that is there already."""
         anomaly_map = result.map
         assert anomaly_map is not None
         if result.label == 1 and not (anomaly_map > self.threshold).any():
             return ()  # enlarging makes no value larger
-        at_input = self.at_input(anomaly_map, image_shape(path, str(path)))
+        shape = image_shape(path, shown(path)) if pixels is None else (pixels.shape[0], pixels.shape[1])
+        at_input = self.at_input(anomaly_map, shape)
         return tuple(regions_of(at_input, self.threshold, min_area=min_area, at_least_one=result.label == -1))
 
     def at_input(self, anomaly_map: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -31,12 +31,21 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments as argparse does."""
         self._complete()
-        return super().parse_known_args([_with_dashes(one) for one in args or ()], namespace)
+        given = list(args or ())
+        end = given.index("--") if "--" in given else len(given)  # behind it are names of files
+        return super().parse_known_args([*map(self._with_dashes, given[:end]), *given[end:]], namespace)
 
     def format_help(self) -> str:
         """Return the help."""
         self._complete()
         return super().format_help()
+
+    def _with_dashes(self, argument: str) -> str:
+        """Return an option with dashes, and anything else as it is."""
+        name, equals, value = argument.partition("=")
+        dashed = name.replace("_", "-")
+        known = name.startswith("--") and any(option.startswith(dashed) for option in self._option_string_actions)
+        return dashed + equals + value if known else argument
 
     def _complete(self) -> None:
         later, self.later = self.later, None
@@ -50,13 +59,6 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     given = vars(arguments)
     return {name: given[name] for name in inspect.signature(PBASDetector).parameters if name in given}
-
-
-def _with_dashes(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from skpbas._cli.console import UsageError, note, one_line, progress
+from skpbas._cli.console import UsageError, note, one_line, progress, shown
 from skpbas._inputs.formats import image_suffixes, looks_like_an_image, natural_path_key
 
 STDIN = "-"
@@ -41,23 +43,32 @@ class NamedImages:
     what : sequence of str
         Files; folders, with all their subfolders; patterns such as "parts/*.png" or "parts/**/*.png", which need no
         shell; "-": a list of any of these on standard input, one per line.
-    without : Path or None
-        A folder whose images are left out: that of the command's own output.
+    maps : Path or None
+        The folder of the command's own pictures, which must be apart from the images. Those in it that standard input
+        names are left out.
     stdin : text stream or None
         None: standard input.
+
+    Attributes
+    ----------
+    n_left_out : int
+        Images of standard input that are in ``maps``.
 
     Raises
     ------
     UsageError
-        A folder or pattern without images, by the call. A file that does not exist is listed: reading it fails.
+        A path that does not exist, a folder or pattern without images, or pictures that a later run would inspect, by
+        the call. What standard input names is listed: reading it fails.
     """
 
-    def __init__(self, what: Sequence[str], *, without: Path | None = None, stdin: TextIO | None = None) -> None:
-        self._without = None if without is None else without.resolve()
+    def __init__(self, what: Sequence[str], *, maps: Path | None = None, stdin: TextIO | None = None) -> None:
+        self._maps = None if maps is None else os.path.realpath(maps)
         self._stdin = stdin
+        self._real_folders: dict[Path, str] = {}
+        self.n_left_out = 0
         if list(what).count(STDIN) > 1:
             raise UsageError('"-", the list on standard input, can be given once only')
-        self._parts = [None if one == STDIN else self._found(one) for one in what]
+        self._parts = [None if one == STDIN else self._given(one, maps) for one in what]
 
     def __len__(self) -> int:
         """Return the number of images; without those on standard input, which are not known yet."""
@@ -68,6 +79,11 @@ class NamedImages:
         """Whether none is on standard input."""
         return None not in self._parts
 
+    @property
+    def known(self) -> list[Path]:
+        """The images that are not on standard input."""
+        return [image.path for part in self._parts if part is not None for image in part]
+
     def __iter__(self) -> Iterator[Named]:
         for part in self._parts:
             if part is not None:
@@ -75,48 +91,119 @@ class NamedImages:
                 continue
             for line in self._stdin or sys.stdin:
                 if name := line.strip("\r\n"):
-                    yield from self._found_or_named(name)
+                    found = self._found_or_named(name)
+                    kept = [one for one in found if not self._is_picture(one.path)]
+                    self.n_left_out += len(found) - len(kept)
+                    yield from kept
 
-    def _found(self, what: str) -> list[Named]:
+    def _given(self, what: str, maps: Path | None) -> list[Named]:
+        """Return what an argument names, or raise."""
         path = Path(os.path.expanduser(what))
-        if path.is_dir():
-            found = [Named(image, image.relative_to(path)) for image in images_below(path)]
-            if not found:
-                raise UsageError(
-                    f"{what}: no image files in this folder or below it ({', '.join(image_suffixes())}); add other "
-                    "formats to skpbas.datasets.IMAGE_FORMATS, or name the files"
-                )
-        elif path.exists() or not glob.has_magic(what):
-            return [Named(path, Path(path.name))]
-        else:
-            found = list(_matching(os.path.expanduser(what)))
-            if not found:
-                raise UsageError(f"{what}: no image file has a name like this")
-        return [one for one in found if not self._is_output(one.path)]
+        if not os.path.lexists(path) and not glob.has_magic(what):
+            raise UsageError(f"{what}: no such file or folder")
+        found = _found(what)
+        if self._maps is not None:
+            reaches = _reaches(path, Path(self._maps)) or any(self._is_picture(one.path) for one in found)
+            check_apart(what, maps, apart=not reaches)
+        return found
 
     def _found_or_named(self, what: str) -> list[Named]:
         try:
-            return self._found(what)
-        except UsageError:  # amid a list that may be endless: reading it fails, which is reported
+            return _found(what)
+        except (UsageError, OSError, ValueError):  # amid a list that may be endless: reading it fails and is reported
             return [Named(Path(what), Path(Path(what).name))]
 
-    def _is_output(self, path: Path) -> bool:
-        return self._without is not None and path.resolve().is_relative_to(self._without)
+    def _is_picture(self, path: Path) -> bool:
+        if self._maps is None or "\0" in str(path):
+            return False
+        if path.parent not in self._real_folders:
+            self._real_folders[path.parent] = os.path.realpath(path.parent)
+        return Path(self._real_folders[path.parent], path.name).is_relative_to(self._maps)
+
+
+def check_apart(what: object, maps: object, *, apart: bool) -> None:
+    """Refuse a folder of pictures among the images that are inspected."""
+    if not apart:
+        raise UsageError(
+            f"--maps {maps} is not apart from the images of {what}, so a later run would inspect its pictures: give "
+            "another folder"
+        )
+
+
+def _reaches(what: Path, maps: Path) -> bool:
+    """Return whether a folder or a pattern covers files in this folder."""
+    fixed = _fixed_part(what) if not what.exists() else what
+    if not fixed.is_dir() or not maps.is_relative_to(os.path.realpath(fixed)):
+        return False
+    wanted, there = what.parts[len(fixed.parts) :], maps.relative_to(os.path.realpath(fixed)).parts
+    return "**" in wanted or all(map(fnmatch.fnmatch, there, wanted))
+
+
+def _found(what: str) -> list[Named]:
+    path = Path(os.path.expanduser(what))
+    if path.is_dir():
+        return [Named(image, image.relative_to(path)) for image in images_in(path, what)]
+    if os.path.lexists(path) or not glob.has_magic(what):
+        return [Named(path, Path(path.name))]
+    found = list(_matching(os.path.expanduser(what)))
+    if not found:
+        raise UsageError(f"{what}: no image file has a name like this")
+    return found
+
+
+def walk(folder: Path) -> tuple[list[Path], list[OSError]]:
+    """Return the image files of a folder and its subfolders, in natural order, and why subfolders could not be listed.
+
+    Hidden files and folders are left out, and links to folders are not followed.
+    """
+    found: list[Path] = []
+    errors: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in files if looks_like_an_image(path := Path(parent, name))]
+    return sorted(found, key=natural_path_key), errors
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files of a folder and its subfolders, in natural order; hidden ones are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in files if looks_like_an_image(path := Path(parent, name))]
-    return sorted(found, key=natural_path_key)
+    """Return the image files of a folder and its subfolders, in natural order; hidden ones are left out.
+
+    Raises
+    ------
+    UsageError
+        A folder cannot be listed.
+    """
+    found, errors = walk(folder)
+    for error in errors:
+        raise _unlisted(error.filename or folder, error)
+    return found
+
+
+def images_in(folder: Path, name: str) -> list[Path]:
+    """Return the images below a folder, of which there must be one; errors call it by the name."""
+    images = images_below(folder) if folder.is_dir() else []
+    if not images:
+        raise UsageError(
+            f"{name}: no image files in this folder or below it ({', '.join(image_suffixes())}); add other formats to "
+            "skpbas.datasets.IMAGE_FORMATS, or name the files"
+            if folder.is_dir()
+            else f"{name}: no such folder"
+        )
+    return images
+
+
+def _unlisted(folder: object, error: OSError) -> UsageError:
+    return UsageError(f"{folder}: the folder cannot be listed ({error.strerror or error})")
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder above the first part with a wildcard."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _matching(pattern: str) -> Iterator[Named]:
     """Yield the images that a pattern matches, and those of matching folders."""
-    parts = Path(pattern).parts
-    fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    parts, fixed = Path(pattern).parts, _fixed_part(Path(pattern))
+    _check_listed(parts)
     wanted = Path(pattern).suffix.lower()
     for path in sorted(map(Path, set(glob.glob(pattern, recursive=True))), key=natural_path_key):
         if path.is_dir():
@@ -126,6 +213,20 @@ def _matching(pattern: str) -> Iterator[Named]:
             yield Named(path, path.relative_to(fixed))
 
 
+def _check_listed(parts: Sequence[str]) -> None:
+    """Refuse a pattern for which a folder must be listed that cannot be: glob would skip it in silence."""
+    for i, part in enumerate(parts):
+        if not glob.has_magic(part):
+            continue
+        until = parts[: i + 1] if part == "**" else parts[:i]
+        for folder in glob.glob(os.path.join(*until), recursive=True) if until else ["."]:
+            if os.path.isdir(folder):
+                try:
+                    os.scandir(folder).close()
+                except OSError as error:
+                    raise _unlisted(folder, error) from error
+
+
 def sort_out(paths: Iterable[Path], smallest: int = 1) -> Iterator[tuple[Path, str | None]]:
     """Decode each image, and yield it with None, or with what is wrong with it."""
     from skpbas._inputs.decoding import check_size, decode
@@ -133,8 +234,8 @@ def sort_out(paths: Iterable[Path], smallest: int = 1) -> Iterator[tuple[Path, s
 
     for path in paths:
         try:
-            height, width = decode(path, str(path)).pixels.shape[:2]
-            check_size((height, width), smallest, str(path))
+            height, width = decode(path, shown(path)).pixels.shape[:2]
+            check_size((height, width), smallest, shown(path))
         except InvalidImageError as error:
             yield path, str(error)
         else:

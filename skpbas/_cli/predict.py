@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 from skpbas._cli import console
 from skpbas._cli.console import UsageError
-from skpbas._cli.paths import Named, NamedImages
+from skpbas._cli.paths import Named, NamedImages, check_apart
 
 _EXAMPLES = """\
 WHAT is any number of files, folders (with their subfolders), patterns such as
@@ -97,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             _remembering(_with_progress(images, arguments), named),
             min_area=arguments.min_area,
             unsure_rate=arguments.unsure_rate,
+            with_pixels=arguments.maps is not None,
         )
         try:
             for inspection in inspections:
@@ -104,7 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             if arguments.watch is None:
                 raise
+        if n := getattr(images, "n_left_out", 0):
+            console.note(f"{n} image{'s' * (n > 1)} in --maps {arguments.maps} left out")
+        if arguments.watch is None and not output.counts:
+            raise UsageError("no image to inspect: the list on standard input names none")
     console.note(output.summary())
+    if output.n_undrawn:
+        return console.WRONG_USE
     if output.counts["unreadable"]:
         return console.UNREADABLE
     if arguments.fail_on_anomaly and output.counts["anomalous"]:
@@ -118,18 +127,32 @@ def _images(arguments: argparse.Namespace) -> Any:
         raise UsageError(f"--min-area {arguments.min_area}: expected a number of pixels, 1 or more")
     if [str(path) for path in (arguments.csv, arguments.json)] == ["-", "-"]:
         raise UsageError("--csv - and --json - both write to standard output: give one of them a file")
+    console.check_different({f"--{name}": getattr(arguments, name) for name in ("csv", "json", "maps")})
+    watches = arguments.watch is not None
+    if watches == bool(arguments.what):
+        raise UsageError("give either images, such as a folder, or --watch FOLDER")
+    images = _watched(arguments) if watches else NamedImages(arguments.what, maps=arguments.maps)
+    inputs = [arguments.detector, *([] if watches else images.known)]
     for option in ("csv", "json"):
         if (path := getattr(arguments, option)) is not None and str(path) != "-":
-            console.check_output(path, f"--{option}")
-    if (arguments.watch is None) == (not arguments.what):
-        raise UsageError("give either images, such as a folder, or --watch FOLDER")
-    if arguments.watch is None:
-        return NamedImages(arguments.what, without=arguments.maps)
-    if not arguments.interval > 0:
+            console.check_output(path, f"--{option}", inputs=inputs, append=watches)
+    return images
+
+
+def _watched(arguments: argparse.Namespace) -> Any:
+    """Return the images of the hot folder."""
+    idle = arguments.idle_seconds
+    if not (arguments.interval > 0 and math.isfinite(arguments.interval)):
         raise UsageError(f"--interval {arguments.interval}: expected seconds, more than 0")
+    if idle is not None and not (idle >= 0 and math.isfinite(idle)):
+        raise UsageError(f"--idle-seconds {idle}: expected seconds, 0 or more")
+    if arguments.maps is not None:
+        maps, hot = (Path(os.path.realpath(folder)) for folder in (arguments.maps, arguments.watch))
+        apart = not (maps.is_relative_to(hot) or hot.is_relative_to(maps))
+        check_apart(f"--watch {arguments.watch}", arguments.maps, apart=apart)
     from skpbas._cli.watching import WatchedFolder
 
-    return WatchedFolder(arguments.watch, arguments.interval, arguments.idle_seconds, arguments.maps)
+    return WatchedFolder(arguments.watch, arguments.interval, idle)
 
 
 def _with_progress(images: Any, arguments: argparse.Namespace) -> Iterable[Named]:
@@ -148,19 +171,21 @@ def _remembering(images: Iterable[Named], named: list[Named]) -> Iterator[Path]:
 
 def _writers(arguments: argparse.Namespace, images: Any, open_files: contextlib.ExitStack) -> list[Any]:
     """Return what writes the results: to the files that were asked for, or else to the terminal."""
-    from skpbas._cli.rows import csv_writer, json_writer, table_writer
+    from skpbas._cli.rows import check_header, csv_writer, json_writer, table_writer
 
     watches = arguments.watch is not None
     writers = []
     if (path := arguments.csv) is not None:
         starts = not (watches and path.is_file() and path.stat().st_size)
+        if not starts:
+            check_header(path, with_maps=arguments.maps is not None)
         file = open_files.enter_context(console.data_output(path, "--csv", append=watches))
         writers.append(csv_writer(file, with_maps=arguments.maps is not None, header=starts))
     if (path := arguments.json) is not None:
         writers.append(json_writer(open_files.enter_context(console.data_output(path, "--json", append=watches))))
     if not writers:
         known = isinstance(images, NamedImages) and images.are_known
-        width = max((len(str(image.path)) for image in images), default=4) if known else _NAME_WIDTH
+        width = max((len(console.shown(path)) for path in images.known), default=4) if known else _NAME_WIDTH
         writers.append(table_writer(console.echo, width))
     return writers
 
@@ -173,6 +198,7 @@ class _Output:
     writers: list[Any]
     maps: Path | None
     counts: Counter[str] = field(default_factory=Counter)
+    n_undrawn: int = 0
 
     def __post_init__(self) -> None:
         from skpbas._cli.drawing import PictureNames
@@ -183,31 +209,33 @@ class _Output:
         """Write an inspection, and its picture."""
         picture = None
         if self._names is not None and inspection.error is None:
-            picture, inspection = self._drawn(inspection, self._names(image.below))
+            picture = self._drawn(inspection, self._names(image.below))
         if inspection.error is not None:
             console.note(f"unreadable: {inspection.error}")
         for write in self.writers:
             write(inspection, picture)
         self.counts[inspection.verdict or "unreadable"] += 1
 
-    def _drawn(self, inspection: Any, picture: Path) -> tuple[Path | None, Any]:
-        """Draw the picture; an image that cannot be read again is unreadable."""
+    def _drawn(self, inspection: Any, picture: Path) -> Path | None:
+        """Draw the picture; where that fails, as on a full disk, the tables go on without it."""
         from skpbas._cli.drawing import as_shown, overlaid, save_picture
-        from skpbas._cli.inspecting import Inspection
-        from skpbas._inputs.decoding import decode
-        from skpbas.errors import InvalidImageError
+        from skpbas.errors import StorageError
 
+        image = as_shown(inspection.pixels)
+        at_input = self.inspector.at_input(inspection.anomaly_map, image.shape[:2])
         try:
-            shown = as_shown(decode(inspection.path, str(inspection.path)).pixels)
-        except InvalidImageError as error:
-            return None, Inspection(inspection.path, error=console.one_line(error))
-        at_input = self.inspector.at_input(inspection.anomaly_map, shown.shape[:2])
-        save_picture(overlaid(shown, at_input, self.inspector.threshold, inspection.regions), picture)
-        return picture, inspection
+            save_picture(overlaid(image, at_input, self.inspector.threshold, inspection.regions), picture)
+        except StorageError as error:
+            if not self.n_undrawn:
+                console.note(f"no picture: {console.one_line(error)}")
+            self.n_undrawn += 1
+            return None
+        return picture
 
     def summary(self) -> str:
         """Return one line of what was found."""
         parts = [f"{self.counts[name]} {name}" for name in ("normal", "unsure", "anomalous")]
         unreadable = f"; {n} could not be read" if (n := self.counts["unreadable"]) else ""
+        undrawn = f"; {n} picture{'s' * (n > 1)} could not be written" if (n := self.n_undrawn) else ""
         total = self.counts.total()
-        return f"{total} image{'' if total == 1 else 's'}: {', '.join(parts)}{unreadable}"
+        return f"{total} image{'' if total == 1 else 's'}: {', '.join(parts)}{unreadable}{undrawn}"

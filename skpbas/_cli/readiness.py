@@ -295,7 +295,12 @@ def _peak_working_set() -> int:
 def _learned(detector: PBASDetector, n_unreadable: int) -> str:
     n_left_out = len(detector.training_outliers_)
     unreadable = f"; {n_unreadable} could not be read" if n_unreadable else ""
-    return f"{detector.n_samples_fit_}; {n_left_out} left out, because they look defective{unreadable}"
+    left_out = (
+        f"; {n_left_out} left out, because {'they look' if n_left_out > 1 else 'it looks'} defective"
+        if n_left_out
+        else ""
+    )
+    return f"{detector.n_samples_fit_}{left_out}{unreadable}"
 
 
 def _expected(detector: PBASDetector) -> str:
@@ -351,7 +356,7 @@ def _smallest(sizes: DefectSizes, detector: PBASDetector) -> str:
         return "not measured"
     if (smallest := sizes.smallest) is None:
         return f"fewer than half of the spots are found even at {sizes.extents[-1] * sizes.side:.0f} pixels"
-    at_most = ", or less," if smallest == sizes.extents[0] else ""
+    at_most = " or less" if smallest == sizes.extents[0] else ""
     seen = smallest * min(detector.map_shape_)
     return (
         f"a spot of about {smallest * sizes.side:.0f} pixels{at_most} is found half the time "

@@ -6,12 +6,12 @@ Heavy modules are imported inside functions, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
-from skpbas._cli import console
-from skpbas._cli.inspecting import Inspector
-from skpbas.errors import DatasetError
+from skpbas._cli import console, paths
+from skpbas._cli.labeled import GOOD, in_layout, tested_folder
 
 _EXAMPLES = """\
 examples:
@@ -71,8 +71,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its exit code."""
-    console.check_output(arguments.output, "--output")
+    console.check_output(arguments.output, "--output", inputs=[arguments.detector])
     images, labels, masks = images_in(arguments.folder)
+    from skpbas._cli.inspecting import Inspector
+
     detector = Inspector.opened(arguments.detector, arguments.device).detector
     from skpbas.inspection import write_report
 
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         labels=labels,
         masks=masks,
-        title=arguments.title or f"Inspection of {arguments.folder.resolve().name}",
+        title=arguments.title or f"Inspection of {Path(os.path.realpath(arguments.folder)).name}",
         unsure_rate=arguments.unsure_rate,
         picture_size=arguments.picture_size,
         verbose=int(console.at_terminal()),
@@ -97,33 +99,12 @@ def images_in(folder: Path) -> tuple[list[Path], list[int] | None, list[Path | N
 
     Raises
     ------
-    DatasetError
-        There is no such folder, or no image in it.
+    UsageError
+        There is no such folder, or no image in it; or what is known of its images is not clear.
     """
-    from skpbas.datasets import list_images, load_mvtec
-
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    if (folder / "test").is_dir():
-        if (folder / "ground_truth").is_dir():
-            whole = folder.resolve()
-            data = load_mvtec(whole.parent, whole.name, "test")
-            return data.images, data.labels.tolist(), data.masks
-        folder = folder / "test"
-    parts = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    images, labels = [], []
-    for part in parts:
-        try:
-            found = list_images(part)
-        except DatasetError:  # a folder without images, such as one of notes
-            continue
-        images += found
-        labels += [1 if part.name == "good" else -1] * len(found)
-    if "good" in {path.parent.name for path in images}:
-        return images, labels, None
-    try:
-        images = [*list_images(folder), *images]
-    except DatasetError:
-        if not images:
-            raise
-    return images, None, None
+    labeled = in_layout(folder) if folder.is_dir() else None
+    if not labeled or all(image.kind != GOOD for image in labeled):
+        return paths.images_in(tested_folder(folder), str(folder)), None, None
+    masks = [image.mask for image in labeled]
+    labels = [1 if image.kind == GOOD else -1 for image in labeled]
+    return [image.path for image in labeled], labels, masks if any(masks) else None

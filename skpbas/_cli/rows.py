@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from skpbas._cli.console import UsageError, shown
 from skpbas._cli.inspecting import Inspection
 from skpbas._decisions.regions import Region
 
 COLUMNS = ("file", "label", "verdict", "margin", "p_value", "regions", "error")
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 Write = Callable[[Inspection, "Path | None"], None]
 """Writes an inspection, with the file of its picture if there is one."""
@@ -21,7 +25,7 @@ Write = Callable[[Inspection, "Path | None"], None]
 def as_dict(inspection: Inspection, picture: Path | None = None) -> dict[str, Any]:
     """Return an inspection as JSON can hold it."""
     values = {
-        "file": shown(inspection.path),
+        "file": as_text(inspection.path),
         "label": inspection.label,
         "verdict": inspection.verdict,
         "margin": inspection.margin,
@@ -29,12 +33,34 @@ def as_dict(inspection: Inspection, picture: Path | None = None) -> dict[str, An
         "regions": None if inspection.error else [_region(region) for region in inspection.regions],
         "error": inspection.error,
     }
-    return values if picture is None else values | {"map": shown(picture)}
+    return values if picture is None else values | {"map": as_text(picture)}
 
 
-def shown(path: Path) -> str:
-    """Return a path as text, also where the locale knows fewer characters than the names of files have."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def as_text(path: Path) -> str:
+    """Return a path as programs read it: all its characters, and bytes that are no UTF-8 as escapes."""
+    return _NOT_UTF8.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", str(path))
+
+
+def columns(*, with_maps: bool) -> list[str]:
+    """Return the columns of a table."""
+    return [*COLUMNS, "map"] if with_maps else list(COLUMNS)
+
+
+def check_header(path: Path, *, with_maps: bool) -> None:
+    """Refuse to continue a table that has other columns."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        header = next(csv.reader(file), [])
+    wanted = columns(with_maps=with_maps)
+    if header != wanted:
+        raise UsageError(
+            f"--csv {path} has the columns {', '.join(header)}, and would get rows of {', '.join(wanted)}: "
+            "give another name, or --maps as when it was begun"
+        )
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a value that spreadsheets do not compute: "./=a.png" is the same file."""
+    return f"./{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
 def _region(region: Region) -> dict[str, Any]:
@@ -51,8 +77,7 @@ def _region(region: Region) -> dict[str, Any]:
 
 def csv_writer(file: TextIO, *, with_maps: bool, header: bool = True) -> Write:
     """Return what writes rows of CSV, each at once; regions are JSON."""
-    columns = [*COLUMNS, "map"] if with_maps else list(COLUMNS)
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, columns(with_maps=with_maps), restval="", lineterminator="\n")
     if header:
         writer.writeheader()
         file.flush()
@@ -60,7 +85,7 @@ def csv_writer(file: TextIO, *, with_maps: bool, header: bool = True) -> Write:
     def write(inspection: Inspection, picture: Path | None) -> None:
         values = as_dict(inspection, picture)
         regions = values["regions"]
-        row = {name: "" if value is None else value for name, value in values.items()}
+        row = {name: "" if value is None else _no_formula(value) for name, value in values.items()}
         writer.writerow(row | {"regions": "" if regions is None else json.dumps(regions)})
         file.flush()
 

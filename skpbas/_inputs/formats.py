@@ -1,8 +1,10 @@
-"""Image file formats that are read, by name, and the order of files; needs neither torch nor Pillow."""
+"""Image file formats that are read, by name, the order of files, and whether one was written again; needs no Pillow."""
 
 from __future__ import annotations
 
+import os
 import re
+from os import PathLike
 from pathlib import Path
 
 IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
@@ -40,3 +42,12 @@ def natural_key(name: str) -> _Key:
 def natural_path_key(path: Path) -> tuple[_Key, ...]:
     """Return a sort key of a path, part by part."""
     return tuple(natural_key(part) for part in path.parts)
+
+
+def state_of(path: str | PathLike[str]) -> tuple[int, int] | None:
+    """Return size and time of change of a file, by which one that was written again is known; None: it is not there."""
+    try:
+        of_file = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return of_file.st_size, of_file.st_mtime_ns

@@ -43,7 +43,7 @@ def failing(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("a\nb   c"), "skpbas info: error: a b c"),
+        (ValueError("a\nb   c"), "skpbas info: error: a b   c"),
         (ValueError("X[3] (a/b.png) is 2 x 2"), "skpbas info: error: a/b.png is 2 x 2"),
         (OSError("no disk"), "skpbas info: error: no disk"),
         (RuntimeError("odd"), "skpbas info: error: RuntimeError: odd"),

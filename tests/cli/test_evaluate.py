@@ -83,7 +83,7 @@ def test_unreadable_images_are_left_out_and_counted(saved, parts, tmp_path, caps
         ([], "give FOLDER"),
         (["--good", "{parts}/test/good"], "both --good and --defective"),
         (["{parts}", "--good", "{parts}/test/good"], "not both"),
-        (["--good", "{parts}/nowhere", "--defective", "{parts}/test/hole"], "--good {parts}/nowhere: no image files"),
+        (["--good", "{parts}/nowhere", "--defective", "{parts}/test/hole"], "--good {parts}/nowhere: no such folder"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, message, saved, parts, capsys):

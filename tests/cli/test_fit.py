@@ -133,7 +133,7 @@ def test_of_a_data_set_only_the_good_training_images_are_learned(parts, tmp_path
     output = tmp_path / "part.skpbas"
     assert main(["fit", str(parts), "-o", str(output), *QUICK, "--no-card"]) == 0
     out = capsys.readouterr().out
-    assert f"learning from 12 images of {parts / 'train' / 'good'}" in out
+    assert f"learning from 12 images of the folder {parts / 'train' / 'good'}" in out
     assert "readiness card" not in out
 
 

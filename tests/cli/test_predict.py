@@ -69,11 +69,12 @@ def test_csv_and_json_hold_the_same_rows_as_the_methods_of_the_detector(saved, d
         assert item["error"] is None
 
 
-def test_unreadable_images_are_reported_and_the_others_are_done(saved, parts, tmp_path, capsys):
+def test_unreadable_images_are_reported_and_the_others_are_done(saved, parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("gone.png\n"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = str(parts / "test" / "good" / "0.png")
-    assert main(["predict", str(saved), str(broken), "gone.png", good, "--csv", "-"]) == 3
+    assert main(["predict", str(saved), str(broken), "-", good, "--csv", "-"]) == 3
     out, err = capsys.readouterr()
     rows = rows_of(out)
     assert [row["verdict"] for row in rows][:2] == ["", ""]
@@ -87,12 +88,13 @@ def test_unreadable_images_are_reported_and_the_others_are_done(saved, parts, tm
     assert "2 could not be read" in err
 
 
-def test_anomalies_change_the_exit_code_only_on_request(saved, parts):
+def test_anomalies_change_the_exit_code_only_on_request(saved, parts, tmp_path):
     bad, good = str(parts / "test" / "hole"), str(parts / "test" / "good" / "0.png")
     assert main(["predict", str(saved), bad]) == 0
     assert main(["predict", str(saved), bad, "--fail-on-anomaly"]) == 1
     assert main(["predict", str(saved), good, "--fail-on-anomaly"]) == 0
-    assert main(["predict", str(saved), bad, "gone.png", "--fail-on-anomaly"]) == 3
+    (tmp_path / "broken.png").touch()
+    assert main(["predict", str(saved), bad, str(tmp_path / "broken.png"), "--fail-on-anomaly"]) == 3
 
 
 def test_a_quoted_pattern_and_a_list_on_standard_input_name_the_same_images(saved, parts, capsys, monkeypatch):
@@ -110,7 +112,7 @@ def test_pictures_have_the_size_of_their_images_and_names_of_their_own(saved, pa
     save(wide, tmp_path / "in" / "0.png")
     save(wide, tmp_path / "in" / "0.bmp")
     inputs = [str(tmp_path / "in"), str(parts / "test")]
-    maps = tmp_path / "in" / "maps"  # below an input, which does not make it one
+    maps = tmp_path / "maps"
     arguments = ["predict", str(saved), *inputs, "--maps", str(maps), "--json", "-"]
     assert main(arguments) == 0
     assert main(arguments) == 0
@@ -197,9 +199,9 @@ def test_names_of_pictures_differ_also_where_case_does_not_count():
         (["{saved}", "{good}", "--csv", "-", "--json", "-"], "both write to standard output"),
         (["{saved}", "{good}", "--csv", "no/folder/t.csv"], "--csv no/folder/t.csv: there is no folder"),
         (["{saved}", "{good}", "--csv", "{good}"], "--csv {good} is a folder"),
-        (["{saved}", "{good}", "--maps", "{good}/0.png"], "--maps {good}/0.png: cannot create the folder"),
+        (["{saved}", "{good}", "--maps", "{saved}"], "--maps {saved}: cannot create the folder"),
         (["{saved}", "{good}", "--min-area", "0"], "--min-area 0"),
-        (["{saved}", "{good}", "--unsure-rate", "0.9"], "unsure_rate=0.9"),
+        (["{saved}", "{good}", "--unsure-rate", "0.9"], "--unsure-rate 0.9: "),
         (["{saved}", "{good}", "--device", "tpu"], "tpu"),
         (["{saved}", "--watch", "{good}/none"], "--watch {good}/none: no such folder"),
         (["{saved}", "--watch", "{good}", "--interval", "0"], "--interval 0"),

@@ -9,6 +9,7 @@ import pytest
 from cli_helpers import save
 from helpers import textured_images
 
+from skpbas._cli import watching
 from skpbas._cli.console import UsageError
 from skpbas._cli.watching import WatchedFolder
 
@@ -82,15 +83,58 @@ def test_an_image_that_is_written_again_is_yielded_again(tmp_path, image):
     assert watched(tmp_path, time) == ["latest.png", "latest.png"]
 
 
-def test_the_output_of_the_command_is_not_its_input(tmp_path, image):
-    save(image, tmp_path / "a.png")
-    save(image, tmp_path / "maps" / "a_map.png")
-    assert watched(tmp_path, Time(), without=tmp_path / "maps") == ["a.png"]
-
-
 def test_an_image_that_is_removed_is_forgotten(tmp_path, image):
     save(image, tmp_path / "a.png")
     assert watched(tmp_path, Time((tmp_path / "a.png").unlink)) == []
+
+
+def test_a_folder_that_goes_and_comes_back_is_waited_for_and_nothing_is_repeated(tmp_path, image, capsys):
+    hot, away = tmp_path / "hot", tmp_path / "away"
+    save(image, hot / "a.png")
+    back = [lambda: save(image, hot / "b.png")]
+    time = Time(nothing, nothing, lambda: hot.rename(away), nothing, nothing, lambda: away.rename(hot), *back)
+    assert watched(hot, time) == ["a.png", "b.png"]
+    gone, returned = capsys.readouterr().err.splitlines()
+    assert gone.startswith(f"warning: {hot}: the folder cannot be listed")
+    assert returned == f"{hot} is back"
+
+
+def test_an_empty_mount_point_does_not_make_its_images_new(tmp_path, image):
+    hot, away = tmp_path / "hot", tmp_path / "away"
+    save(image, hot / "a.png")
+
+    def unmounted() -> None:
+        hot.rename(away)
+        hot.mkdir()
+
+    def mounted() -> None:
+        hot.rmdir()
+        away.rename(hot)
+
+    assert watched(hot, Time(nothing, nothing, unmounted, nothing, mounted)) == ["a.png"]
+
+
+def test_an_image_that_changes_while_others_are_inspected_is_yielded_once(tmp_path, image):
+    for name in ("a.png", "b.png"):
+        changed_at(save(image, tmp_path / name), 1)
+    time = Time()
+    seen = []
+    for found in WatchedFolder(tmp_path, 1.0, 20.0, sleep=time.sleep, clock=lambda: time.now):
+        seen.append(found.path.name)
+        if seen == ["a.png"]:
+            changed_at(tmp_path / "b.png", 2)
+    assert seen == ["a.png", "b.png"]
+
+
+def test_the_images_that_are_remembered_do_not_grow_without_end(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(watching, "_MOST_GONE", 1)
+    for name in ("a.png", "b.png", "c.png"):
+        save(image, tmp_path / name)
+    events = [nothing, *((tmp_path / name).unlink for name in ("a.png", "b.png")), nothing]
+    time = Time(*events)
+    folder = WatchedFolder(tmp_path, 1.0, 5.0, sleep=time.sleep, clock=lambda: time.now)
+    assert len(list(folder)) == 3
+    assert [path.name for path in folder._done] == ["b.png", "c.png"]
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

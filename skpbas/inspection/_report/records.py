@@ -18,6 +18,7 @@ from skpbas._features.progress import progress_bar
 from skpbas._features.results import Result
 from skpbas._inputs.comparison import Comparison
 from skpbas._inputs.decoding import decode, item_name, pixels_in_range, unmasked
+from skpbas._inputs.formats import state_of
 from skpbas._inputs.geometry import Geometry
 from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
 from skpbas._inputs.images import ViewDetails
@@ -137,6 +138,7 @@ def inspect(
     resize = how_resized(detector)
     comparison = None if good is None else Comparison(good)
     statistics: list[ViewDetails] = []
+    states = _states(items)
     total = len(items) if hasattr(items, "__len__") else None
     with progress_bar(total or 0, "inspecting", "image", show_progress) as bar:
         for item, result in _results(detector, items, unsure_rate):
@@ -147,6 +149,7 @@ def inspect(
                 continue
             try:
                 record, details = _recorded(result, item, name, found, truth, resize, picture_size, share)
+                _check_unchanged(item, states, result.index)
             except InvalidImageError as error:  # changed or removed since it was scored
                 found.unreadable.append((name, _reason(str(error), item, result.index)))
                 continue
@@ -162,6 +165,20 @@ def inspect(
         found.differences = list(comparison.texts(len(statistics)).values())
     found.records.sort(key=lambda record: record.margin)
     return found
+
+
+def _states(items: Any) -> Any:
+    """Return what tells whether files are written again meanwhile: of a sequence, whose files are read ahead."""
+    if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+        return None
+    return [state_of(item) if isinstance(item, (str, PathLike)) else None for item in map(unmasked, items)]
+
+
+def _check_unchanged(item: Any, states: Any, index: int) -> None:
+    """Refuse a picture that may show another part than the one that was scored."""
+    item = unmasked(item)
+    if states is not None and states[index] is not None and state_of(item) != states[index]:
+        raise InvalidImageError(f"{item_name(item, index, 'images')}: written again while the report was made")
 
 
 def how_resized(detector: Any) -> str:
