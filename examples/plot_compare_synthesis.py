@@ -23,6 +23,8 @@ ways of synthesis (:doc:`/method`, "Figures of the paper"), and
 # synthesis there is none, and the score of a patch is its distance to the
 # nearest center.
 
+# sphinx_gallery_thumbnail_number = 2
+
 from skpbas import PBASDetector
 from skpbas.datasets import make_inspection_images
 

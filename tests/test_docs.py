@@ -157,7 +157,7 @@ def test_the_documentation_builds_without_warnings(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert build.returncode == 0, build.stdout + build.stderr
