@@ -62,10 +62,13 @@ class ImageResult:
     uri : str
     score : float
         ``score_samples`` of the detector; NaN if there is an error.
-    decision : float
-        ``score - detector.offset_``: negative for an anomalous image.
+    margin : float
+        ``score - detector.offset_``: negative for an anomalous image; NaN if there is an error.
     label : int or None
         +1 normal, -1 anomalous; None if there is an error.
+    p_value : float or None
+        As by ``p_values`` of the detector; None if there is an error, or if the detector is of another package and has
+        none.
     error : str or None
         Why the image has no score.
     """
@@ -73,8 +76,9 @@ class ImageResult:
     index: int
     uri: str
     score: float
-    decision: float
+    margin: float
     label: int | None
+    p_value: float | None
     error: str | None
 
 
@@ -168,9 +172,9 @@ def score_images(
     Returns
     -------
     iterator of ImageResult, or ScoringSummary
-        The iterator yields results in order of completion. Files have the columns "index", "uri", "score", "decision",
-        "label" and "error" of :class:`ImageResult`, in the order of ``uris`` within and across sorted files, and are
-        written atomically.
+        The iterator yields results in order of completion. Files have the columns "index", "uri", "score", "margin",
+        "label", "p_value" and "error" of :class:`ImageResult`, in the order of ``uris`` within and across sorted files,
+        and are written atomically.
 
     Raises
     ------
@@ -335,6 +339,7 @@ class _Scored:
     first: int
     uris: list[str]
     scores: NDArray[np.float64]
+    p_values: NDArray[np.float64]
     errors: dict[int, str]
 
 
@@ -384,7 +389,7 @@ class _Run:
                     ) from lost
                 if batch.alone:
                     text = f"{batch.uris[0]}: all {lost.allowed_failures + 1} workers that scored it alone died"
-                    yield _Scored(batch.first, batch.uris, np.array([np.nan]), {0: text})
+                    yield _Scored(batch.first, batch.uris, np.array([np.nan]), np.array([np.nan]), {0: text})
                 else:
                     suspects.extend(_Batch(batch.first + i, [uri], alone=True) for i, uri in enumerate(batch.uris))
         finally:
@@ -433,10 +438,12 @@ def _stream(run: _Run, names: Iterator[str], batch_size: int, offset: float) -> 
             first += len(uris)
 
     for scored in run.scored(batches()):
-        for i, (uri, score) in enumerate(zip(scored.uris, scored.scores.tolist(), strict=True)):
+        judged = zip(scored.uris, scored.scores.tolist(), scored.p_values.tolist(), strict=True)
+        for i, (uri, score, p_value) in enumerate(judged):
             error = scored.errors.get(i)
             label = None if error is not None else (1 if score - offset >= 0 else -1)
-            yield ImageResult(scored.first + i, uri, score, score - offset, label, error)
+            of_normal = None if math.isnan(p_value) else p_value
+            yield ImageResult(scored.first + i, uri, score, score - offset, label, of_normal, error)
 
 
 def _to_folder(run: _Run, names: Iterator[str], batch_size: int, folder: ResultFolder) -> ScoringSummary:
@@ -465,7 +472,7 @@ def _to_folder(run: _Run, names: Iterator[str], batch_size: int, folder: ResultF
     for scored in run.scored(batches()):
         first = scored.first - scored.first % folder.images_per_file
         part = open_parts[first]
-        part.put(scored.first, scored.scores, scored.errors)
+        part.put(scored.first, scored.scores, scored.p_values, scored.errors)
         if not part.missing:
             count(len(part.uris), folder.write(part))
             del open_parts[first]

@@ -28,17 +28,21 @@ class Part:
     first: int
     uris: list[str]
     scores: NDArray[np.float64] = field(init=False)
+    p_values: NDArray[np.float64] = field(init=False)
     errors: dict[int, str] = field(default_factory=dict)
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scores = np.full(len(self.uris), np.nan)
+        self.scores, self.p_values = np.full((2, len(self.uris)), np.nan)
         self.missing = len(self.uris)
 
-    def put(self, first: int, scores: NDArray[np.float64], errors: dict[int, str]) -> None:
+    def put(
+        self, first: int, scores: NDArray[np.float64], p_values: NDArray[np.float64], errors: dict[int, str]
+    ) -> None:
         """Add the results of a batch that starts with image ``first``."""
         start = first - self.first
         self.scores[start : start + len(scores)] = scores
+        self.p_values[start : start + len(scores)] = p_values
         self.errors |= {start + i: text for i, text in errors.items()}
         self.missing -= len(scores)
 
@@ -148,8 +152,8 @@ class ResultFolder:
     def write(self, part: Part) -> dict[str, Any]:
         """Write a complete part and return the metadata of its file."""
         arrow, failed = self._arrow, np.isin(np.arange(len(part.uris)), list(part.errors))
-        decisions = part.scores - self.offset
-        labels = np.where(decisions >= 0, 1, -1).astype(np.int8)
+        margins = part.scores - self.offset
+        labels = np.where(margins >= 0, 1, -1).astype(np.int8)
         metadata = self._metadata(part.uris)
         metadata |= {"n_failed": len(part.errors), "n_anomalous": int(np.count_nonzero(labels[~failed] == -1))}
         errors = [_as_text(part.errors[i]) if i in part.errors else None for i in range(len(part.uris))]
@@ -158,8 +162,9 @@ class ResultFolder:
                 "index": arrow.array(np.arange(part.first, part.first + len(part.uris))),
                 "uri": arrow.array(map(_as_text, part.uris), arrow.string()),
                 "score": arrow.array(part.scores),
-                "decision": arrow.array(decisions),
+                "margin": arrow.array(margins),
                 "label": arrow.array(labels, mask=failed),
+                "p_value": arrow.array(part.p_values, mask=np.isnan(part.p_values)),
                 "error": arrow.array(errors, arrow.string()),
             }
         )
@@ -198,10 +203,11 @@ def _first_of(path: Path) -> int | None:
 
 
 def _digest(table: Any, metadata: dict[str, Any]) -> str:
-    """Return the digest of the rows and the metadata of a file."""
+    """Return the digest of the rows, their types and the metadata of a file."""
+    columns = [(column.name, str(column.type)) for column in table.schema]
     rows = [repr(table.column(name).to_pylist()) for name in table.column_names]
     content = {name: value for name, value in metadata.items() if name != "digest"}
-    return digest_of(repr(table.column_names), *rows, json.dumps(content, sort_keys=True)).hex()
+    return digest_of(repr(columns), *rows, json.dumps(content, sort_keys=True)).hex()
 
 
 def _as_text(name: str) -> str:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -21,8 +21,9 @@ from distributed import Worker, WorkerPlugin, get_worker
 from numpy.typing import NDArray
 from PIL import Image
 
+from skpbas._decisions.judging import Judge
 from skpbas._inputs.decoding import check_regular_file, decoding, known_formats
-from skpbas.errors import ClusterError, InvalidImageError, SkpbasError
+from skpbas.errors import ClusterError, FileFormatError, InvalidImageError, SkpbasError
 
 FILES = (".skpbas", ".onnx")
 """Endings of the files that hold a detector."""
@@ -88,7 +89,11 @@ def open_detector(content: bytes, name: str, folder: str | None = None) -> Any:
 
             return load(copy)
         except (SkpbasError, ValueError) as error:
-            raise type(error)(str(error).replace(str(copy), name)) from error
+            text = str(error).replace(str(copy), name)
+            if isinstance(error, SkpbasError) or type(error) is ValueError:
+                raise type(error)(text) from error
+            # such as UnicodeDecodeError, which takes other arguments than a message
+            raise FileFormatError(f"{name} cannot be read ({type(error).__name__}: {text}); write it again") from error
 
 
 def _n_threads() -> int | None:
@@ -97,7 +102,11 @@ def _n_threads() -> int | None:
     return int(limit) if limit.isdigit() and int(limit) else None
 
 
-def score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float64], dict[int, str]]:
+Scores: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64], dict[int, str]]"
+"""Scores and p-values (n,) of a batch, NaN for failed images, and the error messages of these by position."""
+
+
+def score_on_worker(uris: Sequence[str], plugin: str) -> Scores:
     """Score a batch with the detector of a plugin of this worker: see :func:`score_batch`."""
     worker = get_worker()
     plugin_on_worker = worker.plugins.get(plugin)
@@ -106,9 +115,9 @@ def score_on_worker(uris: Sequence[str], plugin: str) -> tuple[NDArray[np.float6
     return score_batch(plugin_on_worker.detector(), uris)
 
 
-def score_batch(detector: Any, uris: Sequence[str]) -> tuple[NDArray[np.float64], dict[int, str]]:
-    """Score a batch; return scores (n,), NaN for failed images, and their error messages by position."""
-    scores = np.full(len(uris), np.nan)
+def score_batch(detector: Any, uris: Sequence[str]) -> Scores:
+    """Score a batch; all p-values are NaN if the detector has none."""
+    scores, p_values = np.full((2, len(uris)), np.nan)
     items: dict[int, Any] = {}
     errors: dict[int, str] = {}
     for i, uri in enumerate(uris):
@@ -120,22 +129,39 @@ def score_batch(detector: Any, uris: Sequence[str]) -> tuple[NDArray[np.float64]
             errors[i] = _describe(error, uri)
     try:
         if items:
-            scores[list(items)] = detector.score_samples(list(items.values()))
+            scores[list(items)], p_values[list(items)] = _judged(detector, list(items.values()))
     except Exception:  # noqa: BLE001 - the failing images are found one by one
-        _score_one_by_one(detector, uris, items, scores, errors)
+        _score_one_by_one(detector, uris, items, scores, p_values, errors)
     for i in np.flatnonzero(~np.isfinite(scores)).tolist():
         errors.setdefault(i, f"{uris[i]}: the detector's score is {scores[i]}")
-    scores[list(errors)] = np.nan
-    return scores, errors
+    scores[list(errors)] = p_values[list(errors)] = np.nan
+    return scores, p_values, errors
+
+
+def _judged(detector: Any, items: list[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the scores and the p-values of images, which pass through the network once."""
+    if hasattr(detector, "_judged"):  # a ConformalThreshold, whose p-values may need the scores of its folds
+        of_all = detector._judged(items)
+        return of_all.scores, of_all.p_values
+    scores = np.asarray(detector.score_samples(items), dtype=np.float64)
+    judge = getattr(detector, "_judge", None)
+    if callable(judge):
+        judge = judge()
+    return scores, judge.p_values(scores) if isinstance(judge, Judge) else np.full(len(scores), np.nan)
 
 
 def _score_one_by_one(
-    detector: Any, uris: Sequence[str], items: dict[int, Any], scores: NDArray[np.float64], errors: dict[int, str]
+    detector: Any,
+    uris: Sequence[str],
+    items: dict[int, Any],
+    scores: NDArray[np.float64],
+    p_values: NDArray[np.float64],
+    errors: dict[int, str],
 ) -> None:
     unexpected: list[Exception] = []
     for i, item in items.items():
         try:
-            scores[i] = detector.score_samples([item])[0]
+            (scores[i],), (p_values[i],) = _judged(detector, [item])
         except (InvalidImageError, OSError) as error:
             errors[i] = _describe(error, uris[i])
         except Exception as error:  # noqa: BLE001 - a bug of the detector must not end the run

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -71,7 +72,8 @@ def test_a_saved_file_gives_the_scores_of_the_detector_to_the_last_bit(client, f
     assert scores(results) == scores(score_images(image_detector, images, client=client, batch_size=2))
     assert [result.label for result in results] == image_detector.predict(images).tolist()
     assert {1, -1} == {result.label for result in results}
-    assert all(result.decision == result.score - image_detector.offset_ for result in results)
+    assert all(result.margin == result.score - image_detector.offset_ for result in results)
+    assert [result.p_value for result in results] == image_detector.p_values(images).tolist()
 
 
 def test_an_onnx_file_gives_the_scores_of_the_onnx_detector(client, folder, images):
@@ -80,7 +82,17 @@ def test_an_onnx_file_gives_the_scores_of_the_onnx_detector(client, folder, imag
     results = sorted(score_images(str(path), images, client=client, batch_size=2))
     assert scores(results) == alone.score_samples(images).tolist()
     assert [result.label for result in results] == alone.predict(images).tolist()
-    assert all(result.decision == result.score - alone.offset_ for result in results)
+    assert all(result.margin == result.score - alone.offset_ for result in results)
+    assert [result.p_value for result in results] == alone.p_values(images).tolist()
+
+
+def test_a_table_of_an_onnx_file_has_margins_labels_and_p_values(client, folder, images, tmp_path):
+    named = [*images, tmp_path / "gone.png"]
+    score_images(folder / "part.onnx", named, client=client, output=tmp_path / "out", batch_size=5)
+    alone, rows = OnnxDetector(folder / "part.onnx"), pyarrow.dataset.dataset(tmp_path / "out").to_table().to_pylist()
+    assert [row["label"] for row in rows] == [*alone.predict(images).tolist(), None]
+    assert [row["p_value"] for row in rows] == [*alone.p_values(images).tolist(), None]
+    np.testing.assert_allclose([row["margin"] for row in rows], [*alone.decision_function(images), np.nan], rtol=1e-5)
 
 
 def test_unreadable_images_are_named_and_the_others_scored(client, folder, images, tmp_path):
@@ -178,9 +190,9 @@ if __name__ == "__main__":
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
         with Client(cluster) as client:
             client.register_plugin(plugin, name="detector")
-            scores, errors = client.submit(task, sys.argv[1:], "detector").result(timeout=60)
+            scores, p_values, errors = client.submit(task, sys.argv[1:], "detector").result(timeout=60)
     torch = [name for name in sys.modules if name.split(".")[0] in ("torch", "sklearn")]
-    print(json.dumps([scores.tolist(), errors, torch]))
+    print(json.dumps([scores.tolist(), p_values.tolist(), errors, torch]))
 """
 
 
@@ -190,7 +202,8 @@ def test_a_worker_without_torch_and_scikit_learn_scores_with_an_onnx_file(folder
     command = [sys.executable, "-c", WORKER, *map(str, images[:3])]
     ran = subprocess.run(command, input=sent, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    found, errors, imported = json.loads(ran.stdout)
+    found, p_values, errors, imported = json.loads(ran.stdout)
+    assert all(0 < p_value <= 1 for p_value in p_values)
     np.testing.assert_allclose(found, OnnxDetector(path).score_samples(images[:3]), rtol=1e-5)
     assert errors == {}
     assert imported == []
@@ -217,6 +230,25 @@ def test_a_missing_damaged_or_other_file_is_an_error_at_once(client, folder, ima
             refused(path)
         assert str(path) in str(caught.value)
         assert "skpbas-" not in str(caught.value).replace(str(path), "")
+
+
+def decode_error():
+    return UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+@pytest.mark.parametrize(
+    "error", [decode_error(), json.JSONDecodeError("Expecting value", "x", 0)], ids=["text", "json"]
+)
+def test_errors_that_take_more_than_a_message_are_passed_on_with_the_name_of_the_file(error, monkeypatch):
+    def load(path):
+        raise error
+
+    monkeypatch.setattr("skpbas.persistence.load", load)
+    with pytest.raises(
+        FileFormatError, match=rf"^far/part\.skpbas cannot be read \({type(error).__name__}: "
+    ) as caught:
+        open_detector(b"", "far/part.skpbas")
+    assert str(error) in str(caught.value)
 
 
 def test_an_opened_onnx_detector_is_refused_with_the_way_out(client, folder):

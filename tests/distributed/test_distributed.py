@@ -115,8 +115,9 @@ def test_scores_match_those_without_a_cluster(client, image_detector, files):
     assert [result.index for result in results] == list(range(12))
     assert [result.uri for result in results] == list(map(str, files))
     np.testing.assert_allclose([result.score for result in results], image_detector.score_samples(files), rtol=1e-5)
-    assert all(result.decision == result.score - image_detector.offset_ for result in results)
-    assert all(result.label == (-1 if result.decision < 0 else 1) for result in results)
+    assert all(result.margin == result.score - image_detector.offset_ for result in results)
+    assert all(result.label == (-1 if result.margin < 0 else 1) for result in results)
+    np.testing.assert_array_equal([result.p_value for result in results], image_detector.p_values(files))
     assert all(result.error is None for result in results)
 
 
@@ -124,6 +125,26 @@ def test_the_current_client_and_a_conformal_threshold_work(client, image_detecto
     model = ConformalThreshold(image_detector, max_false_alarm_rate=0.2, random_state=0).fit(textured_images(20))
     results = sorted(score_images(model, files[:4]))
     assert [result.label for result in results] == model.predict(files[:4]).tolist()
+    assert [result.p_value for result in results] == model.p_values(files[:4]).tolist()
+
+
+def test_p_values_that_need_the_scores_of_folds_are_those_of_the_detector(good_images, files):
+    small = small_detector(max_epochs=1, patch_score="distance").set_params(backbone="embedded")
+    model = ConformalThreshold(small, cv=3, max_false_alarm_rate=0.2, random_state=0).fit(good_images)
+    scores, p_values, errors = score_batch(model, [*map(str, files[:4]), "gone.png"])
+    np.testing.assert_array_equal(scores, [*model.score_samples(files[:4]), np.nan])
+    np.testing.assert_array_equal(p_values, [*model.p_values(files[:4]), np.nan])
+    assert list(errors) == [4]
+
+
+def test_an_image_passes_through_the_network_once_for_its_score_and_p_value(image_detector, files, monkeypatch):
+    score_samples, passed = type(image_detector).score_samples, []
+    monkeypatch.setattr(
+        type(image_detector), "score_samples", lambda self, X: passed.extend(X) or score_samples(self, X)
+    )
+    _, p_values, _ = score_batch(image_detector, list(map(str, files[:3])))
+    assert passed == list(map(str, files[:3]))
+    assert np.isfinite(p_values).all()
 
 
 def test_no_images_give_no_results(client, detector, tmp_path):
@@ -148,7 +169,8 @@ def test_bad_images_are_reported_by_name_and_the_others_scored(client, image_det
     np.testing.assert_allclose(scores, image_detector.score_samples([files[0], files[1]]), rtol=1e-5)
     for result, why in zip(results[1:-1], bad.values(), strict=True):
         assert result.label is None
-        assert np.isnan([result.score, result.decision]).all()
+        assert np.isnan([result.score, result.margin]).all()
+        assert result.p_value is None
         assert re.search(why, result.error)
         assert result.uri in result.error
         assert "X[0]" not in result.error
@@ -158,7 +180,7 @@ def test_images_at_urls_are_opened_on_the_worker(image_detector, files):
     memory = MemoryFileSystem()
     memory.pipe({"/parts/0.png": files[0].read_bytes(), "/parts/1.png": b"no image"})
     uris = ["memory://parts/0.png", "memory://parts/1.png", "memory://parts/2.png"]
-    scores, errors = score_batch(image_detector, uris)
+    scores, _, errors = score_batch(image_detector, uris)
     np.testing.assert_array_equal(scores, [image_detector.score_samples([files[0]])[0], np.nan, np.nan])
     assert errors[1].startswith("memory://parts/1.png is not an image that Pillow can read as PNG, ")
     assert errors[2].startswith("memory://parts/2.png: FileNotFoundError")
@@ -170,8 +192,9 @@ def test_a_protocol_that_needs_a_missing_package_ends_the_run(image_detector):
 
 
 def test_a_nan_score_and_a_rare_failure_are_reported(detector):
-    scores, errors = score_batch(detector, ["3.png", "nothing.png", "bug.png", "5.png"])
+    scores, p_values, errors = score_batch(detector, ["3.png", "nothing.png", "bug.png", "5.png"])
     np.testing.assert_array_equal(scores, [3, np.nan, np.nan, 5])
+    assert np.isnan(p_values).all()  # which this detector does not have
     assert errors == {
         1: "nothing.png: the detector's score is nan",
         2: "bug.png: RuntimeError: the detector's own mistake",
@@ -222,11 +245,13 @@ def test_files_contain_every_image_in_order_with_its_error(client, detector, tmp
         detector, iter(names), client=client, batch_size=4, output=tmp_path / "out", images_per_file=10
     )
     table = pyarrow.dataset.dataset(tmp_path / "out").to_table()
-    assert table.column_names == ["index", "uri", "score", "decision", "label", "error"]
+    assert table.column_names == ["index", "uri", "score", "margin", "label", "p_value", "error"]
     rows = table.to_pylist()
     assert [row["index"] for row in rows] == list(range(25))
     assert [row["uri"] for row in rows] == names
     assert [row["label"] for row in rows] == [None if i == 7 else (-1 if i < 9.5 else 1) for i in range(25)]
+    assert [row["margin"] for row in rows if row["label"]] == [i - 9.5 for i in range(25) if i != 7]
+    assert {row["p_value"] for row in rows} == {None}  # which this detector does not have
     assert [row["score"] for row in rows if row["label"]] == [i for i in range(25) if i != 7]
     assert [row["error"] for row in rows if row["error"]] == ["bug.png: RuntimeError: the detector's own mistake"]
     assert (summary.n_images, summary.n_anomalous, summary.n_failed, summary.n_resumed) == (25, 9, 1, 0)
