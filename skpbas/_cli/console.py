@@ -30,12 +30,22 @@ _FOR_PYTHON = "; pass a single image as X[None]"
 _POSITION = re.compile(r"\b(?:X|images|masks)\[\d+\] \(([^()]+)\)")
 
 _OF_PARAMETERS = (
-    (re.compile(r"(?P<name>\w+)=(?P<value>[^:]*): (?P<rest>.*)"), r"--\g<name> \g<value>: \g<rest>"),
+    (re.compile(r"(?P<name>\w+)=(?P<value>'[^']*'|[^:']*): (?P<rest>.*)"), r"--\g<name> \g<value>: \g<rest>"),
     (
         re.compile(r"The '(?P<name>\w+)' parameter of \w+ must be (?P<rest>.*)\. Got (?P<value>.*) instead\.$"),
         r"--\g<name> \g<value>: expected \g<rest>",
     ),
 )
+
+_OF_RANGES = (
+    (re.compile(r"an int in the range \[(\S+), inf\)"), r"a whole number from \1"),
+    (re.compile(r"a float in the range \((\S+), inf\)"), r"a number above \1"),
+    (re.compile(r"an int in the range "), "a whole number in "),
+    (re.compile(r"a float in the range "), "a number in "),
+    (re.compile(r"a str among \{([^{}]*)\}"), r"\1"),
+    (re.compile(r"an array-like"), "two with an x between"),
+)
+"""scikit-learn's words for values, and those of people who do not program."""
 
 _OF_FULL_INSTALLATION = ("torch", "torchvision", "sklearn", "scipy", "joblib", "skorch", "safetensors", "tqdm")
 
@@ -141,7 +151,10 @@ def in_options(text: str, given: Collection[str]) -> str:
     """Return an error about a parameter as one about the option of that name, if it was given."""
     for pattern, shown_as in _OF_PARAMETERS:
         if (found := pattern.match(text)) and found["name"] in given:
-            return found.expand(shown_as).replace(found["name"], found["name"].replace("_", "-"), 1)
+            text = found.expand(shown_as).replace(found["name"], found["name"].replace("_", "-"), 1)
+            for words, plain in _OF_RANGES:
+                text = words.sub(plain, text)
+            return text
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -25,6 +26,8 @@ T = TypeVar("T")
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command; options may be written with underscores, as the estimator's parameters are."""
 
+    _parses = False
+
     later: Callable[[argparse.ArgumentParser], None] | None = None
     """Adds options that need imports, when something is parsed or the help is printed."""
 
@@ -33,7 +36,15 @@ class CommandParser(argparse.ArgumentParser):
         self._complete()
         given = list(args or ())
         end = given.index("--") if "--" in given else len(given)  # behind it are names of files
-        return super().parse_known_args([*map(self._with_dashes, given[:end]), *given[end:]], namespace)
+        given[:end] = map(self._with_dashes, given[:end])
+        found = super().parse_known_args(given, copy.copy(namespace))
+        if not found[1] or self._parses or end < len(given):
+            return found
+        self._parses = True  # what is left stands behind options that stand behind the detector
+        try:
+            return self.parse_known_intermixed_args(given, namespace)
+        finally:
+            self._parses = False
 
     def format_help(self) -> str:
         """Return the help."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from skpbas.__main__ import COMMANDS, main, make_parser
-from skpbas._cli import console, info
+from skpbas._cli import console, evaluate, fit, info, options, predict
 
 PARSERS = make_parser()._subparsers._group_actions[0].choices
 
@@ -76,6 +76,62 @@ def test_warnings_are_one_line_each_and_none_is_repeated(monkeypatch, capsys):
     monkeypatch.setattr(info, "run", run)
     assert main(["info", "part.skpbas"]) == 0
     assert capsys.readouterr().err == "warning: a b\nwarning: c\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [(["evaluate", "a.onnx", "b"], "sklearn"), (["predict", "a.skpbas", "b"], "torch"), (["fit", "--help"], "torch")],
+)
+def test_without_a_package_of_the_full_installation_one_line_says_how_to_install_it(
+    arguments, package, monkeypatch, capsys
+):
+    def missing(*_):
+        raise ModuleNotFoundError(f"No module named {package + '.x'!r}", name=f"{package}.x")
+
+    monkeypatch.setattr(options, "add_parameters", missing)
+    monkeypatch.setattr(fit, "add_parameters", missing)
+    for module in (evaluate, predict):
+        monkeypatch.setattr(module, "run", missing)
+    assert main(arguments) == 2
+    said = f"this needs a full installation, and {package} is missing: pip install skpbas"
+    assert capsys.readouterr().err == f"skpbas {arguments[0]}: error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("picture_size=10: expected more", "--picture-size 10: expected more"),
+        ("device='a: b' is odd", "device='a: b' is odd"),
+        ("other=3: expected more", "other=3: expected more"),
+        (
+            "The 'image_size' parameter of PBASDetector must be an int in the range [1, inf) or an array-like. "
+            "Got 0 instead.",
+            "--image-size 0: expected a whole number from 1 or two with an x between",
+        ),
+    ],
+)
+def test_an_error_about_a_parameter_is_about_the_option_of_that_name(text, said):
+    assert console.in_options(text, ("picture_size", "image_size", "device")) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (["--unsure_rate=0.1"], {"unsure_rate": 0.1}),
+        (["--unsure_rate", "0.1"], {"unsure_rate": 0.1}),
+        (["--title=a_b"], {"title": "a_b"}),
+    ],
+)
+def test_only_options_may_be_written_with_underscores(given, parsed):
+    assert vars(make_parser().parse_args(["report", "d", "f", *given])).items() >= parsed.items()
+
+
+@pytest.mark.parametrize(
+    "given", [["d", "a", "b", "--csv", "t"], ["--csv", "t", "d", "a", "b"], ["d", "--csv", "t", "a", "b"]]
+)
+def test_options_may_stand_before_behind_and_between_detector_and_images(given):
+    arguments = make_parser().parse_args(["predict", *given])
+    assert (str(arguments.detector), arguments.what, str(arguments.csv)) == ("d", ["a", "b"], "t")
 
 
 def test_wrong_arguments_are_wrong_use(capsys):

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import DEFECT, SIDE
+from cli_helpers import DEFECT, SIDE, save
 
 from skpbas.__main__ import main
+from skpbas._cli.evaluate import Seen
+from skpbas._cli.inspecting import Inspection, Inspector
+from skpbas._cli.labeled import Labeled
 from skpbas.metrics import image_ap, image_auroc, miss_rate, pixel_ap, pixel_auroc, pixel_pro
 
 
@@ -73,6 +76,32 @@ def test_unreadable_images_are_left_out_and_counted(saved, parts, tmp_path, caps
     figures = evaluated(tmp_path, saved, folder, code=3)
     assert (figures["n_good"], figures["n_unreadable"]) == (4, 1)
     assert "unreadable: " in capsys.readouterr().err
+
+
+def test_a_mask_that_cannot_be_used_is_an_error_before_any_image_is_inspected(saved, parts, tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    shutil.copytree(parts, folder)
+    (folder / "ground_truth" / "hole" / "1_mask.png").write_bytes(b"no image")
+    monkeypatch.setattr(Inspector, "inspect", lambda *_, **__: pytest.fail("images are inspected"))
+    assert main(["evaluate", str(saved), str(folder)]) == 2
+
+
+def test_images_none_of_which_can_be_read_are_unreadable_and_not_wrong_use(saved, tmp_path, capsys):
+    for kind in ("good", "hole"):
+        save(np.zeros((2, 2), np.uint8), tmp_path / "test" / kind / "0.png")
+    assert main(["evaluate", str(saved), str(tmp_path)]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == "skpbas evaluate: none of 2 images could be read"
+
+
+def test_of_an_image_only_what_the_figures_need_is_kept():
+    """A thousand images without masks need no thousand anomaly maps."""
+    seen, said = Seen(), Inspection(Path("a.png"), 1, "normal", 0.5, 0.5, (), np.zeros((2, 2), np.float32))
+    seen.add(Labeled(Path("a.png"), "good"), said, {})
+    assert seen.maps == []
+    masks = {Path("b.png"): np.ones((2, 2), bool)}
+    for name, kind in (("a.png", "good"), ("b.png", "hole"), ("c.png", "hole")):
+        seen.add(Labeled(Path(name), kind), said, masks)
+    assert len(seen.maps) == len(seen.masks) == 2
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,9 @@ def test_a_fit_goes_on_after_bad_files_and_ends_with_a_card(good, tmp_path, caps
     for line in ("images learned", "false alarms", "generated defects", "smallest defect", "a prediction", "advice"):
         assert line in card
     assert "2 could not be read" in card
+    left_out = len(detector.training_outliers_)
+    assert ("left out" in card.partition("false alarms")[0]) == (left_out > 0)
+    assert "X[None]" not in err
     assert "training images, scored as if they were new" in card
     assert f"{detector.n_samples_fit_} images show little" in card
     assert int(card.partition("a process that predicts takes ")[2].split()[0]) > 50  # MiB
@@ -161,6 +164,9 @@ def test_images_that_were_left_out_are_named(tmp_path, monkeypatch, capsys):
         (["{root}/empty", "-o", "{root}/a.skpbas"], "{root}/empty: no image files"),
         (["{root}/one", "-o", "{root}/a.skpbas"], "1 usable image, and fit needs at least 2"),
         (["{root}/set", "-o", "{root}/a.skpbas"], "has a folder 'test'"),
+        (["{root}/mixed", "-o", "{root}/a.skpbas"], "has a folder 'NG', whose images do not seem to be good"),
+        (["{root}/two", "-o", "{root}/a.skpbas", "--holdout", "{root}/mixed"], "--holdout {root}/mixed has a folder"),
+        (["{root}/two", "-o", "{root}/a.skpbas", "--image-size", "0"], "--image-size 0: expected"),
         (["{root}/one", "-o", "{root}/no/a.skpbas"], "there is no folder {root}/no"),
         (["{root}/one", "-o", "{root}/a.onnx"], "skpbas export makes ONNX"),
         (
@@ -178,6 +184,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
     save(images[0], tmp_path / "set" / "test" / "bad" / "1.png")
     for i in range(2):
         save(images[i], tmp_path / "two" / f"{i}.png")
+        save(images[i], tmp_path / "mixed" / ("NG" if i else ".") / f"{i}.png")
     assert main(["fit", *(argument.format(root=tmp_path) for argument in arguments)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[-1].startswith("skpbas fit: error: ")
@@ -257,6 +264,13 @@ def test_a_spot_has_its_diameter_and_contrast(dtype, level):
 )
 def test_the_smallest_size_is_that_from_which_on_half_are_found(found, smallest):
     assert DefectSizes((0.02, 0.05, 0.1), found, (10, 10, 10), 100.0).smallest == smallest
+
+
+def test_the_smallest_defect_reads_as_a_sentence(detector):
+    sizes = DefectSizes((0.02, 0.05), (0, 9), (10, 10), 100.0)
+    assert readiness._smallest(sizes, detector).startswith("a spot of about 5 pixels is found half the time")
+    sizes = DefectSizes((0.02, 0.05), (9, 9), (10, 10), 100.0)
+    assert readiness._smallest(sizes, detector).startswith("a spot of about 2 pixels or less is found half the time")
 
 
 def test_the_interval_of_a_share_is_that_of_clopper_and_pearson():

@@ -205,6 +205,11 @@ def test_names_of_pictures_differ_also_where_case_does_not_count():
         (["{saved}", "{good}", "--device", "tpu"], "tpu"),
         (["{saved}", "--watch", "{good}/none"], "--watch {good}/none: no such folder"),
         (["{saved}", "--watch", "{good}", "--interval", "0"], "--interval 0"),
+        (["{saved}", "--watch", "{good}", "--interval", "inf"], "--interval inf: expected seconds, more than 0"),
+        (["{saved}", "--watch", "{good}", "--interval", "nan"], "--interval nan"),
+        (["{saved}", "--watch", "{good}", "--idle-seconds", "-1"], "--idle-seconds -1.0: expected seconds, 0 or more"),
+        (["{saved}", "--watch", "{good}", "--idle-seconds", "nan"], "--idle-seconds nan"),
+        (["{good}/0.png", "{good}"], "but an image by its name: give a .skpbas or .onnx file first"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(arguments, message, saved, parts, capsys):

@@ -30,7 +30,7 @@ from skpbas.calibration import ConformalThreshold
 from skpbas.errors import InvalidImageError, InvalidTargetError, StorageError
 from skpbas.export import to_onnx
 from skpbas.inspection import write_report
-from skpbas.inspection._report import page
+from skpbas.inspection._report import page, records
 from skpbas.inspection._report.outlines import as_path, outlines
 from skpbas.inspection._report.pictures import heat, legend, photo, photo_bytes, share_of_page
 from skpbas.masks import ignoring
@@ -523,6 +523,23 @@ def test_a_folder_is_read_by_its_layout(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no image files"):
         command.images_in(tmp_path / "empty")
+
+
+def test_a_file_that_is_written_again_meanwhile_has_no_picture_of_another_part(detector, folder, tmp_path, monkeypatch):
+    first, second = (tmp_path / f"{i}.png" for i in range(2))
+    for path in (first, second):
+        shutil.copy(folder / "test" / "good" / "0.png", path)
+    recorded = records._recorded
+
+    def replacing(result, item, *rest):
+        if item == second:
+            Image.new("RGB", (96, 64)).save(second)
+        return recorded(result, item, *rest)
+
+    monkeypatch.setattr(records, "_recorded", replacing)
+    summary = write_report(detector, [first, second], tmp_path / "report.html")
+    assert len(summary.unreadable) == 1
+    assert "written again while the report was made" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # In a browser ---------------------------------------------------------------------------------------------
