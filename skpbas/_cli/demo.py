@@ -354,8 +354,10 @@ def load_data(options: DemoOptions) -> DemoData:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]
+    names = [console.shown(path.name) for path in paths]
+    return (
+        names if len(set(names)) == len(names) else [console.shown(f"{path.parent.name}/{path.name}") for path in paths]
+    )
 
 
 def _generated(options: DemoOptions) -> DemoData:
