@@ -6,6 +6,7 @@ Heavy modules are imported inside functions, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,7 +339,7 @@ def load_data(options: DemoOptions) -> DemoData:
         if options.check:
             raise ValueError("--check needs --data FOLDER, the normal images to train on")
         return _generated(options)
-    folder = options.data.resolve()
+    folder = Path(os.path.realpath(options.data))
     in_layout = (folder / "train").is_dir() or (folder / "test").is_dir()
     if options.check:
         train, bad = readable(_mvtec(folder, "train").images if in_layout else _images_in(options.data))
@@ -361,8 +362,10 @@ def load_data(options: DemoOptions) -> DemoData:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in paths]
+    names = [console.shown(path.name) for path in paths]
+    return (
+        names if len(set(names)) == len(names) else [console.shown(f"{path.parent.name}/{path.name}") for path in paths]
+    )
 
 
 def _generated(options: DemoOptions) -> DemoData:

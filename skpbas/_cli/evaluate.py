@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = _labeled(arguments)
     from skpbas._cli.inspecting import Inspector
 
+    import_module("skpbas.metrics")  # needs more than an exported detector: said before any image is inspected
     inspector = Inspector.opened(arguments.detector, arguments.device)
     masks = _masks(inspector, images)  # before the images: a mask that cannot be used costs no time
     seen = Seen()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skpbas._cli import console
+from skpbas._cli.console import shown
 
 if TYPE_CHECKING:
     from skpbas import PBASDetector
@@ -101,7 +102,7 @@ def readiness_card(
         *console.aligned(
             [
                 ("images learned", _learned(detector, n_unreadable)),
-                *[("  left out", str(good[index])) for index in sorted(left_out)[:_SHOWN_NAMES]],
+                *[("  left out", shown(good[index])) for index in sorted(left_out)[:_SHOWN_NAMES]],
                 *([("  left out", f"{len(left_out) - _SHOWN_NAMES} more")] if len(left_out) > _SHOWN_NAMES else []),
                 ("false alarms", _expected(detector)),
                 ("", _false_alarms(detector, holdout)),

@@ -120,7 +120,7 @@ def test_normal_images_and_images_to_check_give_decisions(folder, category, tmp_
         (["--data", "{empty}"], "no image files"),
         (["--data", "{category}/train/good"], "--check"),
         (["--data", "{category}/.."], "one of its categories: planks"),
-        (["--data", "{category}/train/good", "--check", "missing.png"], "--check missing.png: no image that can be"),
+        (["--data", "{category}/train/good", "--check", "missing.png"], "missing.png: no such file or folder"),
         (["--data", "{category}/train/good", "--check", "{empty}"], "{empty}: no image files"),
         (["--data", "{category}/train/good", "--check", "x*.png"], "x*.png: no image file has"),
         (["--check", "missing.png"], "--check needs --data"),
