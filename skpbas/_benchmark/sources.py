@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from skpbas._inputs.formats import looks_like_an_image
 from skpbas.datasets import list_images, load_mpdd, load_mvtec, load_visa
 from skpbas.errors import DatasetError
 
@@ -119,9 +120,13 @@ def _load_folder(root: Path, category: str, split: Any) -> Bunch:
     whole = root.resolve() if itself else (root / category).resolve()
     if (whole / "ground_truth").is_dir() or not (whole / split).is_dir():
         return load_mvtec(whole.parent, whole.name, split)  # which also says what is missing
-    images: list[Path] = []
-    for part in sorted(path for path in (whole / split).iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images += list_images(part)
+    entries = sorted(path for path in (whole / split).iterdir() if not path.name.startswith("."))
+    parts = [path for path in entries if path.is_dir()]
+    elsewhere = [path for path in entries if path.is_file() and looks_like_an_image(path)]
+    elsewhere += [path for part in parts for path in part.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if elsewhere:
+        raise DatasetError(f"{min(elsewhere)} is at a level that is not read: images are in {whole / split}/<kind>/")
+    images = [path for part in parts for path in list_images(part)]
     if not images:
         raise DatasetError(f"{whole / split}: no folder of images there, such as 'good'")
     labels = np.array([1 if path.parent.name == "good" else -1 for path in images], dtype=np.int64)

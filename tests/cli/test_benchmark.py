@@ -33,7 +33,7 @@ from skpbas._benchmark.sources import DATA_SETS
 from skpbas._benchmark.studies import FULL, PRESETS, STUDIES, base_parameters, check_parameters, parameters_of
 from skpbas._benchmark.tables import tables_of
 from skpbas.datasets import load_mvtec, make_inspection_images
-from skpbas.errors import FileFormatError, InvalidTargetError
+from skpbas.errors import DatasetError, FileFormatError, InvalidTargetError
 from skpbas.masks import to_map_size
 from skpbas.metrics import miss_rate
 from skpbas.scorers import AnomalyScorer
@@ -256,6 +256,16 @@ def test_other_images_of_the_same_names_are_not_taken_for_finished(root, tmp_pat
     assert before == DATA_SETS["folder"].load(root, "bottle").digest
     save(np.zeros((SIDE, SIDE, 3), np.uint8), data / "bottle" / "train" / "good" / "0.png")
     assert DATA_SETS["folder"].load(data, "bottle").digest != before
+
+
+@pytest.mark.parametrize("odd", ["test/scratch/monday/7.png", "test/7.png"])
+def test_images_at_a_level_that_is_not_read_are_an_error_that_names_it(root, tmp_path, odd):
+    shutil.copytree(root / "bottle", tmp_path / "bottle")
+    shutil.rmtree(tmp_path / "bottle" / "ground_truth", ignore_errors=True)
+    (tmp_path / "bottle" / odd).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(next((root / "bottle" / "test" / "good").iterdir()), tmp_path / "bottle" / odd)
+    with pytest.raises(DatasetError, match="is at a level that is not read"):
+        DATA_SETS["folder"].load(tmp_path, "bottle")
 
 
 def test_files_of_weights_count_by_their_content(tmp_path):
