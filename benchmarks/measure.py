@@ -22,11 +22,15 @@ import skpbas
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
-def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each job: one call of each per round, after a first round as warm-up."""
+def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = 0.0) -> dict[str, float]:
+    """Return the median seconds of each job: one call of each per round, after a first round as warm-up.
+
+    ``pause``: seconds before each call, in which the threads of the one before come to rest.
+    """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(rounds + 1):
         for name, job in jobs.items():
+            time.sleep(pause)
             start = time.perf_counter()
             job()
             if round_:
