@@ -133,7 +133,7 @@ def test_the_readme_has_one_command_for_the_demo_and_one_for_the_tests():
     assert re.findall(r"^```(\S+)", section, flags=re.MULTILINE) == ["bash", "bash"]
     demo, tests = re.findall(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
     assert demo.rstrip().endswith(".venv/bin/python -m skpbas demo")
-    assert tests.rstrip().endswith(".venv/bin/python -m pytest")
+    assert tests.rstrip().endswith(".venv/bin/python -m pytest -n 2")
     for block in (demo, tests):
         lines = block.rstrip().splitlines()
         assert lines[0].startswith("test -d .venv || python3 -m venv .venv")

@@ -19,7 +19,8 @@ import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["dask"], *extras["plot"], *extras["dev"]]:
+names = ["dask", "onnx", "openvino", "plot", "timm", "dev"]
+for requirement in [*project["dependencies"], *(line for name in names for line in extras[name])]:
     if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)", requirement):
         name, version = match.groups()
         if name not in ("ruff", "mypy", "pre-commit", "codespell"):  # they check the code, and do not run it
