@@ -1,7 +1,7 @@
 """Masks: which pixels are defective, where they are in the anomaly maps, and which pixels count for nothing.
 
 Scorers, splitters, the command line and the benchmarks read masks through these functions, so that a mask means the
-same everywhere.
+same everywhere. They need no torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skpbas._inputs.checks import image_items
 from skpbas._inputs.decoding import MaskedImage
 from skpbas._inputs.ignoring import ignoring
-from skpbas._inputs.images import image_items
 from skpbas._inputs.mask_reader import mask_pixels, masks_at_map_size, resize_of, with_maps
 from skpbas._inputs.targets import entries_of
 

@@ -15,7 +15,6 @@ from skpbas import PBASDetector
 from skpbas._inputs.geometry import Geometry
 from skpbas.errors import ExportError, StorageError
 from skpbas.export import to_onnx
-from skpbas.masks import ignoring
 
 pytest.importorskip("onnxscript", reason="the export needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -172,15 +171,6 @@ def test_a_missing_package_is_named_with_its_extra(fitted, tmp_path, monkeypatch
     monkeypatch.setattr(builtins, "__import__", without_onnxscript)
     with pytest.raises(ImportError, match=r"onnxscript.*pip install skpbas\[onnx\]"):
         to_onnx(fitted, tmp_path / "detector.onnx")
-
-
-def test_a_detector_fitted_with_ignored_regions_is_not_exported(tmp_path):
-    stamp = np.zeros((64, 64), bool)
-    stamp[:10, :20] = True
-    detector = fitted_detector(ignoring(textured_images(6), stamp))
-    with pytest.raises(ExportError, match=r"ignored regions \(skpbas.masks.ignoring\), which the graph does not know"):
-        to_onnx(detector, tmp_path / "part.onnx")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

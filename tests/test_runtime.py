@@ -17,7 +17,7 @@ from scipy import ndimage
 from skpbas._decisions.regions import connected
 from skpbas._inputs.geometry import Geometry
 from skpbas.errors import FileFormatError, InvalidImageError
-from skpbas.export import to_onnx
+from skpbas.export import to_onnx, to_torch
 from skpbas.masks import ignoring
 from skpbas.runtime import OnnxDetector
 from skpbas.runtime._providers import PROVIDERS
@@ -218,8 +218,6 @@ def test_unusable_images_are_errors_that_name_them(exported, tmp_path):
         detector.predict([np.zeros((64, 64), np.uint8), tmp_path / "missing.png"])
     with pytest.raises(InvalidImageError, match=r"pass a single image as X\[None\]"):
         detector.predict(np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(InvalidImageError, match="ignored regions"):
-        detector.predict(ignoring(np.zeros((1, 64, 64), np.uint8), np.eye(64, dtype=bool)))
     for call in (
         lambda: detector.anomaly_map(np.zeros((1, 64, 64), np.uint8), size="other"),
         lambda: detector.find_regions(np.zeros((1, 64, 64), np.uint8), min_area=0),
@@ -227,6 +225,19 @@ def test_unusable_images_are_errors_that_name_them(exported, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"size=|min_area=|on_error="):
             call()
+
+
+def test_a_file_that_takes_no_regions_says_how_to_export_one_that_does(exported, tmp_path):
+    detector, path = exported["whole"]
+    runtime, images = OnnxDetector(path, n_threads=1), textured_images(2, 64, seed=5)
+    with pytest.raises(InvalidImageError, match=r"X\[1\] has ignored regions.*to_onnx\(detector, path, ignored=True\)"):
+        runtime.predict(ignoring(images, [None, np.eye(64, dtype=bool)]))
+    np.testing.assert_array_equal(
+        runtime.score_samples(ignoring(images, np.zeros((64, 64), bool))), runtime.score_samples(images)
+    )
+    for export in (to_onnx, to_torch):
+        with pytest.raises(ValueError, match="ignored='yes': choose True, False or None"):
+            export(detector, tmp_path / "detector", ignored="yes")
 
 
 def test_a_file_that_is_no_detector_is_refused(exported, tmp_path):

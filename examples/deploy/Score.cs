@@ -56,11 +56,13 @@ public sealed class Detector : IDisposable
         using (var document = JsonDocument.Parse(text))
         {
             var values = document.RootElement;
-            JsonElement tiles;
+            JsonElement other;
             if (values.GetProperty("format").GetInt32() != 1)
                 throw new InvalidDataException(path + " is not of format 1");
-            if (values.TryGetProperty("tiles", out tiles))
+            if (values.TryGetProperty("tiles", out other))
                 throw new InvalidDataException(path + " takes tiles");
+            if (values.TryGetProperty("ignored", out other))
+                throw new InvalidDataException(path + " takes ignored regions");
             if (values.GetProperty("dtype").GetString() != "uint8")
                 throw new InvalidDataException(path + " takes floats");
             smallestSide = values.GetProperty("smallest_side").GetInt32();

@@ -76,6 +76,8 @@ class Detector {
       throw std::runtime_error(path.string() + " has another format than 1");
     if (values.contains("tiles"))
       throw std::runtime_error(path.string() + " takes tiles: see the guide");
+    if (values.contains("ignored"))
+      throw std::runtime_error(path.string() + " takes ignored regions: export it with ignored=False");
     if (values.at("dtype") != "uint8")
       throw std::runtime_error(path.string() + " takes floats, not bytes");
     smallest_side_ = values.at("smallest_side");

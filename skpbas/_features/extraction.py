@@ -18,7 +18,7 @@ from skpbas._features.progress import progress_bar
 from skpbas._features.recognition import UNKNOWN, TrainingImages, fingerprint
 from skpbas._features.store import FeatureStore
 from skpbas._inputs.decoding import check_regular_file, item_name, unmasked
-from skpbas._inputs.ignoring import Ignored, ignored_pixels
+from skpbas._inputs.ignoring import Ignored, ignored_pixels, nothing_left_of_scale
 from skpbas._inputs.images import Geometry, ImageSequence, ViewDetails, of_several
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import inference_batch
@@ -214,10 +214,7 @@ class LevelMaps:
         extractor = self.extractor
         for _, height, width in extractor.level_shapes[extractor.n_levels :: extractor.n_levels]:
             if ignored_at(ignored, extractor.grid_shape, (height, width)).all():
-                raise InvalidImageError(
-                    f"the ignored region of {name} leaves nothing of it at a smaller one of scales, where it has "
-                    f"{height} x {width} patches: ignore less, or leave this scale out"
-                )
+                raise nothing_left_of_scale(name, height, width)
 
     def _batch(self, batch: list[_Image]) -> LevelBatch:
         index = [image.training_index for image in batch]

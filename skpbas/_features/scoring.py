@@ -46,7 +46,7 @@ class ScoredBatch:
         anomaly_maps = model.anomaly_maps(self.patch_scores).cpu()
         for anomaly_map, geometry, ignored in zip(anomaly_maps, self.geometries, self.ignored, strict=True):
             sized = geometry.to_input(anomaly_map) if to_input else anomaly_map
-            yield (sized if ignored is None else ignored.erase(sized)).numpy()
+            yield sized.numpy() if ignored is None else ignored.erase(sized.numpy())
 
 
 def score(model: PBASModel, batch: LevelBatch) -> ScoredBatch:

@@ -6,19 +6,22 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
+from skpbas._inputs.checks import check_stream
 from skpbas._inputs.decoding import MaskedImage
-from skpbas._inputs.images import Geometry, check_stream
+from skpbas._inputs.geometry import Geometry
 from skpbas._inputs.mask_reader import is_missing, mask_pixels
-from skpbas.core.tiling import Tiling
+from skpbas._inputs.tensors import is_tensor
 from skpbas.errors import InvalidImageError, InvalidTargetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from skpbas.core.tiling import Tiling
 
 __all__ = ["ignoring"]
 
@@ -110,14 +113,14 @@ class _Masked(Sequence[Any]):
 
 def _is_one_mask(ignored: Any) -> bool:
     """Return whether it is a mask, and not a sequence or an iterator of masks."""
-    if isinstance(ignored, (np.ndarray, Tensor)):
-        return ignored.ndim == 2
+    if isinstance(ignored, np.ndarray) or is_tensor(ignored):
+        return bool(ignored.ndim == 2)
     return not isinstance(ignored, (list, tuple, Iterator))
 
 
 @dataclass(frozen=True)
 class Ignored:
-    """The pixels of one image that do not count, at least one.
+    """The pixels of one image that do not count, at least one; needs no torch until it gets tensors.
 
     Attributes
     ----------
@@ -151,10 +154,11 @@ class Ignored:
         return cls(mask, geometry)
 
     @cached_property
-    def at_view(self) -> Tensor:
-        """The ignored pixels of the view (H, W), bool, with those next to them, into which resizing blurs."""
-        exact = torch.from_numpy(self.geometry.view_of_mask(self.mask))
-        return F.max_pool2d(exact.float()[None, None], 3, 1, 1)[0, 0] > 0
+    def at_view(self) -> NDArray[np.bool_]:
+        """The ignored pixels of the view (H, W), with those next to them, into which resizing blurs."""
+        padded = np.pad(self.geometry.view_of_mask(self.mask), 1)
+        rows = padded[:-2] | padded[1:-1] | padded[2:]
+        return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
     def at_patches(self, grid_shape: tuple[int, int], tiling: Tiling | None, name: str) -> Tensor:
         """Return the patches (n_tiles, P), bool, with an ignored pixel in them or in a neighbor.
@@ -164,14 +168,14 @@ class Ignored:
         InvalidImageError
             They are all patches; the message has the image's name.
         """
-        view = self.at_view.float()[None]
-        tiles = view if tiling is None else torch.stack([tiling.tile(view, i)[0] for i in range(tiling.n_tiles)])
-        of_patches = F.max_pool2d(F.adaptive_max_pool2d(tiles[:, None], grid_shape), 3, 1, 1)
-        ignored = of_patches.flatten(1) > 0
+        import torch
+
+        from skpbas.core.ignored_regions import ignored_patches
+
+        view = torch.from_numpy(self.at_view)[None]
+        ignored = ignored_patches(view if tiling is None else tiling.cut(view[None])[:, 0], grid_shape)
         if ignored.all():
-            raise InvalidImageError(
-                f"the ignored region of {name} leaves nothing of it that is far enough from the region"
-            )
+            raise nothing_left(name)
         return ignored
 
     @property
@@ -181,13 +185,39 @@ class Ignored:
 
     def fill(self, view: Tensor) -> Tensor:
         """Return the view (C, H, W) with a smooth continuation of their surroundings in place of ignored pixels."""
-        filled = _pulled(view[None].float(), (~self.at_view)[None, None].float())[0]
-        return torch.where(self.at_view, filled.round() if view.dtype == torch.uint8 else filled, view).to(view.dtype)
+        import torch
 
-    def erase(self, anomaly_map: Tensor) -> Tensor:
+        from skpbas.core.ignored_regions import continued
+
+        at_view = torch.from_numpy(self.at_view)
+        filled = continued(view[None].float(), at_view[None])[0]
+        return torch.where(at_view, filled.round() if view.dtype == torch.uint8 else filled, view).to(view.dtype)
+
+    def fill_array(self, view: NDArray[Any]) -> NDArray[Any]:
+        """Do what :meth:`fill` does without torch, for a view (H, W, C); equal but for rounding."""
+        known = ~self.at_view
+        channels = view.transpose(2, 0, 1).astype(np.float32)
+        filled = np.stack([_continued(channel, known) for channel in channels], axis=2)
+        filled = np.rint(filled) if view.dtype == np.uint8 else filled
+        return np.where(known[..., None], view, filled).astype(view.dtype)
+
+    def erase(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return an anomaly map at the size of the view, or of the image, that is 0 where pixels are ignored."""
-        mask = torch.from_numpy(self.mask) if anomaly_map.shape == self.mask.shape else self.at_view
-        return torch.where(mask, torch.zeros_like(anomaly_map), anomaly_map)
+        mask = self.mask if anomaly_map.shape == self.mask.shape else self.at_view
+        return np.where(mask, np.float32(0), anomaly_map)
+
+
+def nothing_left(name: str) -> InvalidImageError:
+    """Return the error for an image none of whose patches counts."""
+    return InvalidImageError(f"the ignored region of {name} leaves nothing of it that is far enough from the region")
+
+
+def nothing_left_of_scale(name: str, height: int, width: int) -> InvalidImageError:
+    """Return the error for an image none of whose patches counts at a smaller one of scales."""
+    return InvalidImageError(
+        f"the ignored region of {name} leaves nothing of it at a smaller one of scales, where it has "
+        f"{height} x {width} patches: ignore less, or leave this scale out"
+    )
 
 
 def ignored_pixels(item: Any, name: str) -> NDArray[np.bool_] | None:
@@ -212,16 +242,21 @@ def ignored_pixels(item: Any, name: str) -> NDArray[np.bool_] | None:
     return total if total is not None and total.any() else None
 
 
-def _pulled(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x (1, C, H, W) with means of the nearest known pixels where ``weight`` (1, 1, H, W) is 0 instead of 1.
+def _continued(channel: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Do what :func:`skpbas.core.ignored_regions.continued` does for one channel (H, W)."""
+    channel = channel * known
+    if known.all() or channel.shape == (1, 1):
+        return channel
+    sums, counts = _of_four(channel), _of_four(known.astype(np.float32))
+    means = (sums / np.maximum(counts, 1)).astype(np.float32)
+    coarse = _continued(means, counts > 0)
+    around = Geometry.of(channel.shape, coarse.shape, "stretch").array_to_input(coarse)
+    return np.where(known, channel, around)
 
-    Means over 2 x 2 known pixels, and over 2 x 2 of these, and so on until all are known; then back to full size.
-    """
-    x = x * weight
-    if weight.min() > 0 or x.shape[-2:] == (1, 1):
-        return x
-    share = F.avg_pool2d(weight, 2, ceil_mode=True)
-    means = F.avg_pool2d(x, 2, ceil_mode=True) / share.clamp_min(torch.finfo(torch.float32).tiny)
-    coarse = _pulled(means, (share > 0).float())
-    around = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.lerp(around, x, weight)
+
+def _of_four(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sums over 2 x 2 values; 0 counts beyond the edges."""
+    height, width = values.shape
+    even = np.pad(values, ((0, height % 2), (0, width % 2)))
+    rows = even[::2] + even[1::2]
+    return rows[:, ::2] + rows[:, 1::2]

@@ -9,13 +9,13 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
+from skpbas._inputs.checks import image_items
 from skpbas._inputs.decoding import decoding, image_shape, opened
-from skpbas._inputs.images import Geometry, image_items
+from skpbas._inputs.geometry import Geometry
+from skpbas._inputs.tensors import is_tensor
 from skpbas.errors import InvalidImageError, InvalidTargetError
 
 Mask = NDArray[np.bool_]
@@ -241,7 +241,7 @@ def _values(mask: Any, name: str) -> tuple[NDArray[Any], float]:
                 return _values_of_image(mask, name)
     except InvalidImageError as error:
         raise InvalidTargetError(f"cannot read a mask: {error}") from error
-    if isinstance(mask, Tensor):
+    if is_tensor(mask):
         mask = numbers_of(mask, name)
     if np.ma.is_masked(mask):
         raise InvalidTargetError(f"{name} is an array with hidden entries: pass {name}.filled(0)")
@@ -284,12 +284,14 @@ def _values_of_image(image: Image.Image, name: str) -> tuple[NDArray[Any], float
     return values, max(highest, 65535.0) if image.mode == "I" else highest  # 16-bit values in 32-bit mode
 
 
-def numbers_of(tensor: Tensor, name: str) -> NDArray[Any]:
+def numbers_of(tensor: Any, name: str) -> NDArray[Any]:
     """Return a tensor of labels or of a mask as an array."""
     try:
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+        of_numpy = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        numbers: NDArray[Any] = of_numpy.numpy(force=True)
     except Exception as error:
         raise InvalidTargetError(f"{name} is a tensor that cannot be converted to an array ({error})") from error
+    return numbers
 
 
 def _highest(values: NDArray[Any], name: str) -> float:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from skpbas._inputs.formats import image_suffixes
 from skpbas._inputs.mask_reader import are_defective, is_missing, numbers_of
+from skpbas._inputs.tensors import is_tensor
 from skpbas.errors import InvalidTargetError
 
 _NORMAL_WORDS = ("good", "normal", "ok", "pass", "nominal", "")  # guesses for the example in an error message only
@@ -88,7 +88,7 @@ def entries_of(y: Any, n_images: int, name: str = "y") -> Sequence[Any] | NDArra
     """
     if np.ma.is_masked(y):
         raise InvalidTargetError(f"{name} is an array with hidden entries: leave them out, or fill them")
-    if isinstance(y, Tensor):
+    if is_tensor(y):
         y = numbers_of(y, name)
     elif hasattr(y, "to_numpy"):  # a column or a frame of pandas or polars
         y = y.to_numpy()
@@ -141,7 +141,8 @@ def _is_mask(item: Any) -> bool:
 
 def _unpacked(entry: Any) -> Any:
     """Return the scalar of an entry with one element, such as a row of a column; other entries unchanged."""
-    if isinstance(entry, (np.ndarray, np.generic, Tensor)) and tuple(entry.shape) in ((), (1,)):
+    is_array = isinstance(entry, (np.ndarray, np.generic)) or is_tensor(entry)
+    if is_array and tuple(entry.shape) in ((), (1,)):
         return entry.item()
     return _unpacked(entry[0]) if isinstance(entry, (list, tuple)) and len(entry) == 1 else entry
 

@@ -16,6 +16,7 @@ from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.centers import distance_to_center
 from skpbas.core.coreset import Coreset
 from skpbas.core.folding import LevelAffine, hidden_map
+from skpbas.core.ignored_regions import touching
 from skpbas.core.maps import MapRenderer
 from skpbas.core.networks import Discriminator, Projector
 
@@ -419,8 +420,7 @@ def fill_ignored(scores: Tensor, ignored: Tensor | None, n_tiles: int = 1) -> Te
 
 def ignored_at(ignored: Tensor, grid_shape: tuple[int, int], other: tuple[int, int]) -> Tensor:
     """Return the patches (n, H * W), bool, on another grid that touch ``ignored`` ones (n, H_0 * W_0) on a grid."""
-    of_patches = ignored.float().unflatten(1, grid_shape)[:, None]
-    return F.adaptive_max_pool2d(of_patches, other)[:, 0].flatten(1) > 0
+    return touching(ignored.unflatten(1, grid_shape), other).flatten(1)
 
 
 def mean_of_largest(scores: Tensor, share: float = LARGEST) -> Tensor:

@@ -18,8 +18,10 @@ from skpbas.core.coreset import farthest_points
 MAX_KNOWN = 256
 """Training images that are kept for the comparison."""
 
+MORE_IGNORED = 0.05
+"""How much larger a share than of training images may be ignored of images that are compared."""
+
 HARMLESS, FULL = 1.25, 1.5  # distances in radii: unseen good images reached 1.3, frames without a part 2 to 40
-_MORE_IGNORED = 0.05  # share of the pixels
 _SMALLEST_RADIUS = 0.01  # in norms of the standard deviations; 0.03 to 0.3 on products, 0 for equal images
 
 
@@ -140,7 +142,7 @@ class WholeImages(nn.Module):
 
     def applies(self, shares: Tensor) -> Tensor:
         """Return which images (B,), bool, of whose pixels these shares are ignored, can be compared."""
-        return shares <= self.ignored + _MORE_IGNORED
+        return shares <= self.ignored + MORE_IGNORED
 
     def distance(self, descriptions: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Return the distances (B,) of descriptions (B, D) to the nearest training image.

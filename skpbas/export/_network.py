@@ -17,7 +17,11 @@ from skpbas.core.model import PBASModel
 from skpbas.core.patch_scores import FusedScorer
 from skpbas.core.whole_images import FULL, HARMLESS
 from skpbas.errors import ExportError
+from skpbas.export._ignored_pixels import Regions, limits
 from skpbas.runtime._providers import FORMAT
+
+LARGEST_SIDE = 2**15
+"""Of images, in pixels."""
 
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths
 
@@ -27,13 +31,21 @@ def exportable(detector: Any) -> Any:
     if not hasattr(type(detector), "_level_maps"):
         raise TypeError(f"expected a PBASDetector, got {type(detector).__name__}: export its detector_")
     check_is_fitted(detector)
-    now = detector._snapshot()
-    if now._reading.ignored_share:
-        raise ExportError(
-            "the detector was fitted on images with ignored regions (skpbas.masks.ignoring), which the graph does not "
-            "know: paint the regions in one color instead, in fit and before the exported detector"
-        )
-    return now
+    return detector._snapshot()
+
+
+def takes_ignored(detector: Any, ignored: bool | None) -> bool:
+    """Return whether the graph of a detector takes ignored regions; None: if images of ``fit`` had some."""
+    if ignored is not None and not isinstance(ignored, (bool, np.bool_)):
+        raise ValueError(f"ignored={ignored!r}: choose True, False or None")
+    return bool(detector._reading.ignored_share if ignored is None else ignored)
+
+
+def regions_of(detector: Any, network: PBASModel) -> Regions:
+    """Return what a network says of views with ignored regions, for a detector that it was copied from."""
+    reading = detector._reading
+    crop = reading.resize == "crop"
+    return Regions(network, reading.view_shape, crop=crop, largest_share=reading.ignored_share)
 
 
 def pixel_type(detector: Any) -> str:
@@ -71,17 +83,63 @@ class Views(nn.Module):
                 self.borders += [f"inner_{kind}_{name or 0}" for kind in ("logits", "points", "nearest")]
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
-        model = self.model
-        if self.of_tiles:
-            views = views.permute(0, 3, 1, 2).float()
-        levels = model.extractor.levels(model.extractor.normalize(views / 255 if self.of_bytes else views))
-        self._inner.clear()
-        scores, descriptions = model.evidence(levels)
+        levels = self._levels(views)
+        scores, descriptions = self.model.evidence(levels)
         borders = (*levels, *self._inner)
         if not self.of_tiles:
-            return model.image_scores(scores, descriptions), model.anomaly_maps(scores), *borders
-        of_tiles = model.patch_scorer.image_scores(scores, model.extractor.grid_shape)
-        return of_tiles, model.patch_scorer.maps(scores, model.renderer), descriptions, *borders
+            return self.model.image_scores(scores, descriptions), self.model.anomaly_maps(scores), *borders
+        return *self._of_tiles(scores), descriptions, *borders
+
+    def _levels(self, views: Tensor) -> list[Tensor]:
+        """Return the backbone's feature maps."""
+        self._inner.clear()
+        if self.of_tiles:
+            views = views.permute(0, 3, 1, 2).float()
+        return self.model.extractor.levels(self.model.extractor.normalize(views / 255 if self.of_bytes else views))
+
+    def _of_tiles(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (n,) and maps (n, h, w) of tiles with these patch scores (n, P)."""
+        scorer = self.model.patch_scorer
+        return scorer.image_scores(scores, self.model.extractor.grid_shape), scorer.maps(scores, self.model.renderer)
+
+
+class ViewsWithRegions(Views):
+    """:class:`Views` of whole images, and ``ignored`` (n, H, W), bool: their pixels that count for nothing.
+
+    ``ignored`` has the size of the images, from which that of the views may differ. Besides the map, which is 0 where
+    pixels do not count, there is that without zeros, ``unerased``, from which other sizes are interpolated.
+    """
+
+    def __init__(self, regions: Regions, *, of_bytes: bool) -> None:
+        super().__init__(regions.model, of_bytes=of_bytes)
+        self.regions = regions
+        self.outputs += ["unerased", "counted"]
+
+    def forward(self, views: Tensor, ignored: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        at_views, erased, shares = self.regions.of_masks(ignored)
+        levels = self._levels(self.regions.filled(views, at_views, shares, of_bytes=self.of_bytes))
+        scores, maps, counted = self.regions.answers(levels, at_views, shares)
+        return scores, maps.masked_fill(erased, 0), maps, counted, *levels, *self._inner
+
+
+class TilesWithRegions(Views):
+    """:class:`Views` of tiles, and ``ignored`` (n, h, w), bool, their pixels that count for nothing.
+
+    These pixels are filled already, and they include their neighbors. Patches that do not count have the score ``fill``
+    (n,): the mean of those of their image that do, of which ``sum`` and ``counted`` tell.
+    """
+
+    def __init__(self, regions: Regions, *, of_bytes: bool) -> None:
+        super().__init__(regions.model, of_bytes=of_bytes)
+        self.regions = regions
+        self.outputs += ["sum", "counted"]
+
+    def forward(self, views: Tensor, ignored: Tensor, fill: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        levels = self._levels(views)
+        scores, descriptions, of_patches, counted = self.regions.evidence(levels, ignored)
+        total = scores.masked_fill(of_patches, 0).sum(1)
+        scores = torch.where(of_patches, fill[:, None], scores)
+        return *self._of_tiles(scores), descriptions, total, counted, *levels, *self._inner
 
 
 def float32_copy(model: PBASModel) -> PBASModel:
@@ -93,7 +151,9 @@ def float32_copy(model: PBASModel) -> PBASModel:
     return copied
 
 
-def metadata_of(detector: Any, network: PBASModel, dtype: str, unsure_rate: float) -> dict[str, Any]:
+def metadata_of(
+    detector: Any, network: PBASModel, dtype: str, unsure_rate: float, *, with_ignored: bool
+) -> dict[str, Any]:
     """Return what a runtime needs to know besides the graph, as JSON can hold it."""
     judge, reading, tiling = detector._judge(unsure_rate), detector._reading, network.tiling
     settings = {
@@ -118,6 +178,11 @@ def metadata_of(detector: Any, network: PBASModel, dtype: str, unsure_rate: floa
         "versions": {"skpbas": skpbas.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "settings": {"backbone": backbone, **settings},
     }
+    if with_ignored:
+        fillable, comparable = limits(reading.ignored_share)
+        extractor = network.extractor
+        grids = [shape[1:] for shape in extractor.level_shapes[:: extractor.n_levels]]
+        metadata["ignored"] = {"fillable": fillable, "comparable": comparable, "grids": grids}
     if tiling is not None:
         metadata["tiles"] = {
             "shape": list(tiling.tile_shape),

@@ -152,6 +152,7 @@ def put_resize_before(onnx: Any, proto: Any, view_shape: tuple[int, int], *, cro
     """Put the resizing before a graph of views, in place."""
     resize = onnx.parser.parse_model(_resize_text(view_shape, crop=crop, of_bytes=of_bytes))
     nodes = [*resize.graph.node, *proto.graph.node]
-    for name, kept in (("node", nodes), ("input", list(resize.graph.input))):
+    inputs = [*resize.graph.input, *(given for given in proto.graph.input if given.name != "views")]
+    for name, kept in (("node", nodes), ("input", inputs)):
         proto.graph.ClearField(name)
         getattr(proto.graph, name).extend(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from skpbas._decisions.judging import Judge
 from skpbas._decisions.regions import Region, regions_of
 from skpbas._features.results import Result, judgments
 from skpbas._inputs.checks import check_images, check_stream
-from skpbas._inputs.decoding import MaskedImage, check_size, decode, item_name, pixels_in_range
+from skpbas._inputs.decoding import check_size, decode, item_name, pixels_in_range, unmasked
 from skpbas._inputs.geometry import Geometry
+from skpbas._inputs.ignoring import Ignored, ignored_pixels, nothing_left, nothing_left_of_scale
 from skpbas._inputs.image_statistics import GoodStatistics, ImageStatistics
 from skpbas._inputs.notices import Notices, ViewDetails
 from skpbas.errors import FileFormatError, InvalidImageError
@@ -31,7 +33,8 @@ class OnnxDetector:
 
     - Training images are not recognized, so they are scored without leaving out their own exemplars.
     - The ``unsure_rate`` is the one given to :func:`~skpbas.export.to_onnx`.
-    - Images of :func:`skpbas.masks.ignoring` are refused.
+    - Images of :func:`skpbas.masks.ignoring` need a file of ``to_onnx(..., ignored=True)``, or of a detector that was
+      fitted on such images.
     - The ``precision`` is that of this class, whatever the detector's was. With "float32" scores are those of a
       detector with ``precision="float32"``, but for rounding; the default of :class:`~skpbas.PBASDetector`, "auto",
       computes the discriminator and the search among exemplars in bfloat16 on processors with instructions for it.
@@ -113,7 +116,12 @@ class OnnxDetector:
         self._judge = Judge(self.offset_, float(self.metadata_["unsure_offset"]), normal_scores)
         self.good_statistics_ = _good_statistics(self.metadata_, file)
         self._of_bytes = self.metadata_["dtype"] == "uint8"
-        self._run = opened.prepared((1, *(self.map_shape_ if self._tiles is None else self._tiles.shape), 3))
+        self._regions: Mapping[str, Any] | None = self.metadata_.get("ignored")
+        height, width = self.map_shape_ if self._tiles is None else self._tiles.shape
+        shapes: dict[str, tuple[int, ...]] = {"images": (1, height, width, 3)}
+        if self._regions is not None:
+            shapes |= {"ignored": (1, -1, -1)} if self._tiles is None else {"ignored": (1, height, width), "fill": (1,)}
+        self._run = opened.prepared(shapes)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Score images; higher is more normal.
@@ -126,7 +134,7 @@ class OnnxDetector:
         -------
         ndarray of shape (n,), float64
         """
-        return np.array([score for score, _, _ in self._each(check_images(X))])
+        return np.array([scored.score for scored in self._each(check_images(X))])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return ``score_samples(X) - offset_``: negative for anomalous images.
@@ -264,49 +272,77 @@ class OnnxDetector:
             name = item_name(item, index, "images")
             shown = str(item) if isinstance(item, (str, PathLike)) else name
             try:
-                score, anomaly_map, details = self._scored(item, name)
+                scored = self._scored(item, name)
             except InvalidImageError as error:
                 if not skip:
                     raise
                 yield Result(index, shown, None, None, error=str(error))
                 continue
-            notices.note(index, name, details)
+            notices.note(index, name, scored.details)
             notices.warn(len(items) if hasattr(items, "__len__") else None, stacklevel=3)
-            yield Result(index, shown, score, map=anomaly_map if maps else None, **judgments(self._judge, score))
+            anomaly_map = scored.sized("model") if maps else None
+            yield Result(index, shown, scored.score, map=anomaly_map, **judgments(self._judge, scored.score))
 
     def _iter_sized(self, items: Any, size: str) -> Iterator[tuple[float, NDArray[np.float32]]]:
         """Return an iterator over the score of each image and its anomaly map, at one size or its own."""
         if size not in ("model", "input"):
             raise ValueError(f"size={size!r}: choose 'model' or 'input'")
-        for score, anomaly_map, geometry in self._each(items):
-            yield score, geometry.array_to_input(anomaly_map) if size == "input" else anomaly_map
+        for scored in self._each(items):
+            yield scored.score, scored.sized(size)
 
-    def _each(self, items: Any) -> Iterator[tuple[float, NDArray[np.float32], Geometry]]:
-        """Yield ``score_samples`` of each image, its anomaly map and its geometry; then warn of all images."""
+    def _each(self, items: Any) -> Iterator[_Scored]:
+        """Yield what the graph says of each image; then warn of all images."""
         notices = Notices(self.metadata_["aspect"], self.good_statistics_)
         for index, item in enumerate(items):
             name = item_name(item, index)
-            score, anomaly_map, details = self._scored(item, name)
-            notices.note(index, name, details)
-            yield score, anomaly_map, details.geometry
+            scored = self._scored(item, name)
+            notices.note(index, name, scored.details)
+            yield scored
         notices.warn(len(items), stacklevel=4)
 
-    def _scored(self, item: Any, name: str) -> tuple[float, NDArray[np.float32], ViewDetails]:
-        """Return ``score_samples`` of an image, its anomaly map and its details."""
-        view, details = self._view(item, name)
-        if self._tiles is None:
-            outputs = self._run(view)
-            score, anomaly_map = float(outputs["score"][0]), outputs["map"][0]
-        else:
-            score, anomaly_map = self._tiles.scored(view, self._run)
+    def _scored(self, item: Any, name: str) -> _Scored:
+        """Return what the graph says of an image."""
+        mask, item = ignored_pixels(item, name), unmasked(item)
+        if mask is not None and self._regions is None:
+            raise InvalidImageError(
+                f"{name} has ignored regions, which this file does not take: export the detector again, with "
+                "to_onnx(detector, path, ignored=True)"
+            )
+        pixels, details = self._view(item, name)
+        ignored = None if mask is None else Ignored.of(mask, details.geometry, name)
+        score, anomaly_map, counted = self._answer(pixels, ignored)
+        if counted is not None and counted.min() == 0:
+            scale = int(counted.argmin())
+            raise (
+                nothing_left_of_scale(name, *self.metadata_["ignored"]["grids"][scale]) if scale else nothing_left(name)
+            )
         if not np.isfinite(score):
             raise InvalidImageError(f"{name}: its score is {-score}: the image or the backbone is at fault")
-        return -score, anomaly_map, details
+        return _Scored(-score, anomaly_map, details, ignored)
+
+    def _answer(
+        self, pixels: NDArray[Any], ignored: Ignored | None
+    ) -> tuple[float, NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the image score, the anomaly map and how many patches count at each scale, of a view (H, W, C)."""
+        if self._tiles is None:
+            inputs = {"images": _as_batch(pixels)}
+            if self._regions is not None:
+                mask = np.zeros((1, 1), bool) if ignored is None else np.ascontiguousarray(ignored.mask)
+                inputs["ignored"] = mask[None]
+            outputs = self._run(inputs)
+            anomaly_map = outputs["map" if self._regions is None else "unerased"][0]
+            return float(outputs["score"][0]), anomaly_map, outputs["counted"][0] if "counted" in outputs else None
+        if self._regions is None:
+            return self._tiles.scored(_as_batch(pixels), self._run)
+        if ignored is None:
+            return self._tiles.scored(_as_batch(pixels), self._run, ignored=np.zeros(self.map_shape_, bool))
+        if ignored.share <= self._regions["fillable"]:
+            pixels = ignored.fill_array(pixels)
+        compared = ignored.share <= self._regions["comparable"]
+        return self._tiles.scored(_as_batch(pixels), self._run, ignored=ignored.at_view, compared=compared)
 
     def _view(self, item: Any, name: str) -> tuple[NDArray[Any], ViewDetails]:
-        """Return what the network sees of an image, (1, H, W, 3), of the graph's type, and its details."""
-        if isinstance(item, MaskedImage):
-            raise InvalidImageError(f"{name} has ignored regions, which an exported detector does not support")
+        """Return what the network sees of an image, (H, W, 1 or 3), of the graph's type, and its details."""
         decoded = decode(item, name)
         shape = decoded.pixels.shape[0], decoded.pixels.shape[1]
         check_size(shape, self.metadata_["smallest_side"], name)
@@ -319,7 +355,27 @@ class OnnxDetector:
             pixels = np.rint(pixels * 255).astype(np.uint8)
         elif not self._of_bytes and pixels.dtype == np.uint8:
             pixels = pixels / np.float32(255)
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*geometry.view_shape, 3)))[None], details
+        return pixels, details
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a graph says of an image."""
+
+    score: float  # score_samples
+    anomaly_map: NDArray[np.float32]  # at model size, not erased
+    details: ViewDetails
+    ignored: Ignored | None
+
+    def sized(self, size: str) -> NDArray[np.float32]:
+        """Return the anomaly map at the size "model" or "input", 0 where pixels do not count."""
+        sized = self.details.geometry.array_to_input(self.anomaly_map) if size == "input" else self.anomaly_map
+        return sized if self.ignored is None else self.ignored.erase(sized)
+
+
+def _as_batch(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return a view (H, W, 1 or 3) as (1, H, W, 3)."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))[None]
 
 
 def _good_statistics(metadata: Mapping[str, Any], path: Path) -> GoodStatistics:

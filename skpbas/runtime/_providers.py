@@ -21,8 +21,11 @@ FORMAT = 1
 PROVIDERS = ("onnxruntime", "openvino")
 """In the order in which "auto" tries them."""
 
-Run = Callable[[NDArray[Any]], Mapping[str, NDArray[np.float32]]]
-"""Images (1, H, W, 3) to the outputs of the graph."""
+Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[np.float32]]]
+"""Inputs of the graph, such as "images" (1, H, W, 3), to its outputs."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the inputs; -1 is any number."""
 
 
 def imported(provider: str) -> tuple[str, Any]:
@@ -49,9 +52,9 @@ class _OnnxRuntime:
             self.session = module.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.metadata = _checked(self.session.get_modelmeta().custom_metadata_map.get("skpbas"), path)
 
-    def prepared(self, shape: tuple[int, ...]) -> Run:
+    def prepared(self, shapes: Shapes) -> Run:
         names = [output.name for output in self.session.get_outputs()]
-        return lambda images: dict(zip(names, self.session.run(names, {"images": images}), strict=True))
+        return lambda inputs: dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
 
 
 class _OpenVino:
@@ -71,16 +74,20 @@ class _OpenVino:
         if precision == "bfloat16" and not self._borders():
             raise FileFormatError(f"{path} does not say what bfloat16 is enough for: export the detector again")
 
-    def prepared(self, shape: tuple[int, ...]) -> Run:
-        self.model.reshape({"images": list(shape)})  # a fixed shape is faster
+    def prepared(self, shapes: Shapes) -> Run:
+        self.model.reshape({name: list(shape) for name, shape in shapes.items()})  # a fixed shape is faster
         if self.precision == "float32":
-            whole = _requested(self.core.compile_model(self.model, "CPU", self.config))
-            return lambda images: whole({"images": images})
+            return _requested(self.core.compile_model(self.model, "CPU", self.config))
         start, rest = self._divided()
         fast = {**self.config, "INFERENCE_PRECISION_HINT": "bf16"}
         started = _requested(self.core.compile_model(start, "CPU", fast))
         finished = _requested(self.core.compile_model(rest, "CPU", self.config))
-        return lambda images: finished(started({"images": images}))
+
+        def run(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+            others = {name: values for name, values in inputs.items() if name != "images"}
+            return finished({**started(inputs), **others})
+
+        return run
 
     def _borders(self) -> dict[str, Any]:
         """Return by name the values up to which the graph may be computed in bfloat16."""
@@ -93,10 +100,10 @@ class _OpenVino:
         }
 
     def _divided(self) -> tuple[Any, Any]:
-        """Return the model from images to these values, and that of everything behind them."""
+        """Return the model from images to these values, and that of everything behind them and of other inputs."""
         openvino, borders = self.module, self._borders()
         start = openvino.Model(list(borders.values()), self.model.get_parameters()).clone()
-        inputs = []
+        inputs = [given for given in self.model.get_parameters() if "images" not in given.output(0).get_names()]
         for name, border in borders.items():
             given = openvino.opset13.parameter(border.get_shape(), border.get_element_type(), name=name)
             given.output(0).set_names({name})
