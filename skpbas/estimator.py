@@ -29,7 +29,7 @@ from skpbas._inputs.decoding import item_name
 from skpbas._inputs.image_statistics import GoodStatistics, warn_of_small_range
 from skpbas._inputs.images import check_images
 from skpbas._inputs.parameters import CONSTRAINTS, draw_seed
-from skpbas._inputs.targets import normal_rows
+from skpbas._inputs.targets import rows_to_learn
 from skpbas._training.callbacks import FitTasks
 from skpbas._training.completion import Completion
 from skpbas._training.deferred import DeferrableAttribute, Deferred
@@ -39,16 +39,17 @@ from skpbas._training.saving import SavingMixin
 from skpbas._training.settings import TrainingSettings, n_epochs
 from skpbas._training.snapshots import SnapshotMixin
 from skpbas._training.threshold import warn_of_few_images
+from skpbas._training.updating import UpdatingMixin
 from skpbas.core.backbones import FeatureExtractor
 from skpbas.core.devices import callers_modes_left, resolve_device
 from skpbas.core.model import PBASModel
 from skpbas.core.networks import Discriminator, Projector
-from skpbas.errors import InvalidImageError
 
 
 class PBASDetector(
     CallbackSupportMixin,  # type: ignore[misc]
     SavingMixin,
+    UpdatingMixin,
     DecisionMixin,
     StreamingMixin,
     SnapshotMixin,
@@ -193,9 +194,10 @@ class PBASDetector(
     map_threshold_ : float
         Threshold on anomaly maps: about a share ``false_alarm_rate`` of unseen normal images has a pixel above it.
     training_scores_ : ndarray of shape (n,), float64
-        ``score_samples`` of the ``n_samples_fit_`` images that training used; with "fused" as if they were new.
+        ``score_samples`` of the ``n_samples_fit_`` images of ``fit`` and, behind them, ``partial_fit``; with "fused" as
+        if they were new.
     training_outliers_ : ndarray of int
-        Indices into X of the images that ``exclude_outliers`` left out.
+        Indices into the last X, of ``fit`` or ``partial_fit``, of the images that ``exclude_outliers`` left out.
     n_iter_ : int
         Epochs run: fewer than ``max_epochs`` if a callback ended the training.
     loss_curve_ : dict of str to list of float
@@ -204,7 +206,7 @@ class PBASDetector(
     device_ : torch.device
         Where the detector computes.
     n_samples_fit_ : int
-        Images that training used.
+        Images that training used, and those that ``partial_fit`` added.
     good_statistics_ : GoodStatistics
         What they were like: color, bits in use, size, brightness, contrast. Prediction warns of images that differ.
     map_shape_ : (int, int)
@@ -374,13 +376,7 @@ class PBASDetector(
         self._validate_params()
         self._begin_fit()
         items = check_images(X)
-        rows = normal_rows(y, len(items))
-        if len(rows) < 2:
-            raise InvalidImageError(
-                f"fit needs at least 2 normal images, got {len(rows)} (1 sample cannot show how normal images vary)"
-                if y is None
-                else f"fit needs at least 2 normal images; y marks {len(rows)} of {len(items)} as normal"
-            )
+        rows = rows_to_learn(y, len(items), fewest=2, method="fit")
         with callers_modes_left(grad=True):
             return self._fit(items, rows, X, y)
 

@@ -81,6 +81,8 @@ def names(folder, parts, monkeypatch):
         "grid": {"alpha": [0.1, 0.3]},
         "good_images": parts.images[:8],
         "new_images": parts.images[8:],
+        "new_good_images": parts.images[8:10],
+        "other_good_images": parts.images[8:12],
         "images": parts.images,
         "paths": sorted(folder.glob("parts/*/*.png"), key=lambda path: int(path.stem)),
         "labels": parts.labels,

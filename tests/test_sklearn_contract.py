@@ -36,6 +36,11 @@ class RowsAsImages(PBASDetector):
             raise ValueError(f"n_samples={len(X)}: 1 sample is not enough")
         return super().fit(_images(X))  # the checks pass unrelated class labels
 
+    def partial_fit(self, X, y=None):
+        if not hasattr(self, "feature_extractor_"):
+            return self.fit(X)
+        return super().partial_fit(_images(validate_data(self, X, reset=False)))
+
     def score_samples(self, X):
         check_is_fitted(self)
         return super().score_samples(_images(validate_data(self, X, reset=False)))

@@ -58,7 +58,7 @@ class TrainingFeatures(Dataset[Tensor]):
         self.results = {} if results is None else results
         self.n_positions = math.prod(store.grids[0])
         known = store.fingerprints or [str(image) for image in range(len(store) // n_tiles)]
-        self._numbers = torch.tensor(TrainingImages(known).first_equal(known), device="cpu")
+        self._numbers = torch.tensor(TrainingImages([*store.earlier, *known]).first_equal(known), device="cpu")
         self._gatherer = PatchGatherer(aggregator, store.grids).to(store.device)
 
     @classmethod
@@ -77,6 +77,11 @@ class TrainingFeatures(Dataset[Tensor]):
     def n_images(self) -> int:
         """Number of images."""
         return len(self.rows) // self.n_tiles
+
+    @property
+    def n_earlier(self) -> int:
+        """Number of images of earlier fits, whose numbers come first."""
+        return len(self.store.earlier)
 
     @property
     def image_numbers(self) -> Tensor:

@@ -55,6 +55,8 @@ class FeatureStore:
     ----------
     fingerprints : list of str
         Of the images, in their order, if they are known.
+    earlier : list of str
+        Fingerprints of the images of earlier fits, whose numbers come before.
     ignored : Tensor of shape (n_images, H_0 * W_0), bool, or None
         Patches that do not count, on the CPU. None: all count.
     ignored_share : float
@@ -83,6 +85,7 @@ class FeatureStore:
         self.mapped = self.device.type == "cpu" and nbytes > budget
         self._levels = [self._allocate(shape, dtype) for shape in whole]
         self.fingerprints: list[str] = []
+        self.earlier: list[str] = []
         self.ignored: Tensor | None = None
         self.ignored_share = 0.0
         self.details: list[ViewDetails] = []

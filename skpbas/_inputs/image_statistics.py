@@ -214,11 +214,45 @@ class GoodStatistics:
             detail=(min(detail), max(detail)),
             brightness=_floats(np.quantile(brightness, QUANTILES)),
             contrast=_floats(np.quantile(contrast, QUANTILES)),
-            brightness_limits=_limits(brightness, usual_spread=0.03, floor=0.08, beyond=0.04),
-            contrast_limits=_limits(contrast, usual_spread=0.1, floor=0.6, beyond=0.1),  # defects change it more
+            brightness_limits=_limits(brightness, **_BRIGHTNESS),
+            contrast_limits=_limits(contrast, **_CONTRAST),
             means=_floats(np.median([image.means for image in images], axis=0)),
             balance=_floats(np.median(balance, axis=0)),
             balance_limits=_floats(np.array([max(0.04, _reach(one, 0.015)) for one in balance.T])),
+        )
+
+    def merged(self, other: GoodStatistics) -> GoodStatistics:
+        """Return the statistics of the images of both, as well as these tell them.
+
+        Smallest and largest values are exact, quantiles nearly. No limit becomes narrower.
+        """
+        pair, counts = (self, other), (self.n_images, other.n_images)
+        share = other.n_images / sum(counts)
+        brightness, contrast = (
+            np.concatenate([_values(getattr(one, name), one.n_images) for one in pair])
+            for name in ("brightness", "contrast")
+        )
+        balance = (1 - share) * np.array(self.balance) + share * np.array(other.balance)
+        reaches = [np.abs(np.array(one.balance) - balance) + np.array(one.balance_limits) for one in pair]
+        bright, contrasts = _limits(brightness, **_BRIGHTNESS), _limits(contrast, **_CONTRAST)
+        return GoodStatistics(
+            n_images=sum(counts),
+            mode=self.mode if self.mode == other.mode else "mixed",
+            kinds=tuple(sorted({*self.kinds, *other.kinds})),
+            bit_depth=max(self.bit_depth, other.bit_depth) if self.bit_depth and other.bit_depth else None,
+            largest=max(self.largest, other.largest),
+            **{
+                name: _joined(getattr(self, name), getattr(other, name), share)
+                for name in ("heights", "widths", "aspects")
+            },
+            detail=_widest(self.detail, other.detail),
+            brightness=_floats(np.quantile(brightness, QUANTILES)),
+            contrast=_floats(np.quantile(contrast, QUANTILES)),
+            brightness_limits=_widest(bright, self.brightness_limits, other.brightness_limits),
+            contrast_limits=_widest(contrasts, self.contrast_limits, other.contrast_limits),
+            means=_floats((1 - share) * np.array(self.means) + share * np.array(other.means)),
+            balance=_floats(balance),
+            balance_limits=_floats(np.maximum(*reaches)),
         )
 
     @classmethod
@@ -246,6 +280,8 @@ class GoodStatistics:
         return {**asdict(self), **groups, "kinds": list(self.kinds)}
 
 
+_BRIGHTNESS = {"usual_spread": 0.03, "floor": 0.08, "beyond": 0.04}
+_CONTRAST = {"usual_spread": 0.1, "floor": 0.6, "beyond": 0.1}  # defects change it more
 _LENGTHS = {"heights": 3, "widths": 3, "aspects": 3, "detail": 2, "brightness": 5, "contrast": 5}
 _LENGTHS |= {"brightness_limits": 2, "contrast_limits": 2, "means": 3, "balance": 3, "balance_limits": 3}
 
@@ -349,6 +385,20 @@ def _reach(logarithms: Floats, usual_spread: float) -> float:
     deviations = float(np.square(logarithms - logarithms.mean()).sum())
     variance = (_PRIOR_WEIGHT * usual_spread**2 + deviations) / degrees
     return math.sqrt(variance * (1 + 1 / n)) * float(student.ppf(1 - _RARE, degrees))
+
+
+def _values(quantiles: Sequence[float], n: int) -> Floats:
+    """Return n values with these :data:`QUANTILES`: exactly for up to three, otherwise between them on lines."""
+    return np.interp(np.linspace(0, 1, n) if n > 1 else np.array([0.5]), QUANTILES, quantiles)
+
+
+def _joined(first: Sequence[float], second: Sequence[float], share: float) -> tuple[float, float, float]:
+    """Return smallest, median and largest of two sets of values; ``share``: of the second."""
+    return min(first[0], second[0]), (1 - share) * first[1] + share * second[1], max(first[2], second[2])
+
+
+def _widest(*ranges: Sequence[float]) -> tuple[float, float]:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _extent(values: Floats) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from PIL import Image
 from skpbas._inputs.formats import image_suffixes
 from skpbas._inputs.mask_reader import are_defective, is_missing, numbers_of
 from skpbas._inputs.tensors import is_tensor
-from skpbas.errors import InvalidTargetError
+from skpbas.errors import InvalidImageError, InvalidTargetError
 
 _NORMAL_WORDS = ("good", "normal", "ok", "pass", "nominal", "")  # guesses for the example in an error message only
 _SHOWN_VALUES = 5
@@ -36,6 +36,36 @@ def normal_rows(y: Any, n_images: int) -> NDArray[np.intp]:
         Wrong length, shape or encoding; the message shows the conversion.
     """
     return np.arange(n_images) if y is None else np.flatnonzero(~anomalous_rows(y, n_images))
+
+
+def rows_to_learn(y: Any, n_images: int, *, fewest: int, method: str) -> NDArray[np.intp]:
+    """Return the indices of the normal images; raise an error if there are fewer than ``method`` needs.
+
+    Parameters
+    ----------
+    y : None, labels or masks
+        As for :func:`normal_rows`.
+    n_images : int
+    fewest : int
+    method : str
+        Its name, in the error message.
+
+    Raises
+    ------
+    InvalidImageError
+        Too few normal images.
+    InvalidTargetError
+        As for :func:`normal_rows`.
+    """
+    rows = normal_rows(y, n_images)
+    if len(rows) >= fewest:
+        return rows
+    needs = f"{method} needs at least {fewest} normal image{'s' if fewest > 1 else ''}"
+    raise InvalidImageError(
+        f"{needs}, got {len(rows)} (1 sample cannot show how normal images vary)"
+        if y is None
+        else f"{needs}; y marks {len(rows)} of {n_images} as normal"
+    )
 
 
 def anomalous_rows(y: Any, n_images: int, *, name: str = "y", zero_one: bool = False) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from skpbas.core.tiling import Tiling
 from skpbas.core.whole_images import WholeImages, describe
 from skpbas.errors import TrainingError
 
-_LARGEST_PEAK = 1 - 1e-6  # of an anomaly map
+LARGEST_PEAK = 1 - 1e-6  # of an anomaly map
 _SMALLEST_UNIT = 0.1  # of a usual score, if all training images have one score
 
 
@@ -87,15 +87,8 @@ class Completion:
 
     @property
     def _whole_images(self) -> WholeImages:
-        usual, largest = -self.training_scores.mean(), max(-self.training_scores.min(), -self.offset)
-        unit = max(largest - usual, _SMALLEST_UNIT * abs(usual), np.finfo(np.float32).tiny)
-        features, batch_size = self.features, inference_batch(self.features.device)
-        ignored = itertools.repeat(None) if features.ignored is None else features.ignored.split(batch_size)
-        batches = zip(features.parts_in_order(batch_size), ignored, strict=False)
-        described = torch.cat([describe(parts, of_batch) for (parts, _), of_batch in batches])
-        numbers = features.image_numbers[:: features.n_tiles].to(described.device)
-        of_images = described.unflatten(0, (-1, features.n_tiles)).mean(1)
-        return WholeImages.of(of_images, numbers, float(unit), features.store.ignored_share)
+        unit = unit_of(self.training_scores, self.offset)
+        return WholeImages.of(*descriptions_of(self.features), unit, self.features.store.ignored_share)
 
     @cached_property
     def training_scores(self) -> NDArray[np.float64]:
@@ -123,19 +116,45 @@ class Completion:
         """
         model, (_, patch_scores) = self.model, self._scorer
         if patch_scores is None:
-            shape, device = (model.n_tiles, self.features.n_positions), self.features.device
-            flat = torch.full(shape, -self.offset, dtype=torch.float32, device=device)
-            return float(model.anomaly_maps(flat)[0, 0, 0])
-        level = -offset_of_ratios(self._peaks(patch_scores.as_new).numpy(), self.settings.false_alarm_rate)
-        level *= patch_scores.bias(self._peaks, model.n_tiles)
+            return flat_peak(model, self.features.n_positions, self.offset)
+        peaks = partial(map_peaks, model)
+        level = -offset_of_ratios(peaks(patch_scores.as_new).numpy(), self.settings.false_alarm_rate)
+        level *= patch_scores.bias(peaks, model.n_tiles)
         return level / (1 + level)
 
-    def _peaks(self, patch_scores: Tensor) -> Tensor:
-        """Return the largest value p of each image's anomaly map, as p / (1 - p), for (n * n_tiles, H_0, W_0)."""
-        of_images = patch_scores.flatten(1).split(self.model.n_tiles)
-        peaks = torch.stack([self.model.anomaly_maps(of_image).max() for of_image in of_images]).cpu().double()
-        peaks = peaks.clamp(max=_LARGEST_PEAK)
-        return peaks / (1 - peaks)
+
+def map_peaks(model: PBASModel, patch_scores: Tensor) -> Tensor:
+    """Return the largest value p of each image's anomaly map, as p / (1 - p), for (n * n_tiles, H_0, W_0)."""
+    of_images = patch_scores.flatten(1).split(model.n_tiles)
+    peaks = torch.stack([model.anomaly_maps(of_image).max() for of_image in of_images]).cpu().double()
+    peaks = peaks.clamp(max=LARGEST_PEAK)
+    return peaks / (1 - peaks)
+
+
+def flat_peak(model: PBASModel, n_positions: int, offset: float) -> float:
+    """Return the value of the anomaly map of an image all of whose patches have the score of the threshold."""
+    device = model.renderer.rows.device
+    flat = torch.full((model.n_tiles, n_positions), -offset, dtype=torch.float32, device=device)
+    return float(model.anomaly_maps(flat)[0, 0, 0])
+
+
+def unit_of(scores: NDArray[np.float64], offset: float) -> float:
+    """Return the difference of score that an image unlike all ``n`` training images as a whole has added.
+
+    ``scores`` (n,): of the training images, higher for more normal ones.
+    """
+    usual, largest = -scores.mean(), max(-scores.min(), -offset)
+    return float(max(largest - usual, _SMALLEST_UNIT * abs(usual), np.finfo(np.float32).tiny))
+
+
+def descriptions_of(features: TrainingFeatures) -> tuple[Tensor, Tensor]:
+    """Return the descriptions (n, D) of images as a whole, and the numbers (n,) of the images."""
+    batch_size = inference_batch(features.device)
+    ignored = itertools.repeat(None) if features.ignored is None else features.ignored.split(batch_size)
+    batches = zip(features.parts_in_order(batch_size), ignored, strict=False)
+    described = torch.cat([describe(parts, of_batch) for (parts, _), of_batch in batches])
+    numbers = features.image_numbers[:: features.n_tiles].to(described.device)
+    return described.unflatten(0, (-1, features.n_tiles)).mean(1), numbers
 
 
 def new_scorer(features: TrainingFeatures, head: TrainedHead, settings: TrainingSettings) -> PatchScorer:
@@ -183,21 +202,28 @@ def _exemplar_scorer(
     if len(scorers) > 1:
         result = summed = SummedScorer(scorers).to(device)
         summed.precision = precision
-        held_out = patch_scores.held_out
-        ignored = [features.ignored for features, _ in of_scales]
-        of_those = [None if of_scale is None else of_scale[held_out] for of_scale in ignored]
-        as_new = summed.standardize(
-            [fill_ignored(scores.as_new, i) for scores, i in zip(scores_of_scales, ignored, strict=True)],
-            n_tiles=n_tiles,
-            ignored=ignored[0],
-        )
-        of_held_out = summed.mean(
-            [fill_ignored(scores.of_held_out, i) for scores, i in zip(scores_of_scales, of_those, strict=True)]
-        )
-        patch_scores = TrainingPatchScores(as_new, held_out, fill_ignored(of_held_out, of_those[0], n_tiles))
+        patch_scores = summed_scores(summed, [features for features, _ in of_scales], scores_of_scales)
     bias = patch_scores.bias(lambda scores: result.of_images(scores, n_tiles), n_tiles)
     result.bias = torch.tensor(bias, dtype=torch.float32, device=device)
     return result, patch_scores
+
+
+def summed_scores(
+    summed: SummedScorer, of_scales: Sequence[TrainingFeatures], scores_of_scales: Sequence[TrainingPatchScores]
+) -> TrainingPatchScores:
+    """Return the patch scores of the training images by the sum of all scales, and set its ``training_scores``."""
+    n_tiles, held_out = of_scales[0].n_tiles, scores_of_scales[0].held_out
+    ignored = [features.ignored for features in of_scales]
+    of_those = [None if of_scale is None else of_scale[held_out] for of_scale in ignored]
+    as_new = summed.standardize(
+        [fill_ignored(scores.as_new, i) for scores, i in zip(scores_of_scales, ignored, strict=True)],
+        n_tiles=n_tiles,
+        ignored=ignored[0],
+    )
+    of_held_out = summed.mean(
+        [fill_ignored(scores.of_held_out, i) for scores, i in zip(scores_of_scales, of_those, strict=True)]
+    )
+    return TrainingPatchScores(as_new, held_out, fill_ignored(of_held_out, of_those[0], n_tiles))
 
 
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:

@@ -76,7 +76,11 @@ class Exemplars:
 
 
 def exemplars_of(
-    features: TrainingFeatures, precision: torch.dtype, n_exemplars: int, pool_size: int = POOL_SIZE
+    features: TrainingFeatures,
+    precision: torch.dtype,
+    n_exemplars: int,
+    pool_size: int = POOL_SIZE,
+    known: Coreset | None = None,
 ) -> Exemplars:
     """Select exemplars among the patches of training images.
 
@@ -86,14 +90,16 @@ def exemplars_of(
     precision : torch.dtype
         Of the distances.
     n_exemplars : int
-        Limited to a quarter of the training patches.
+        Limited to a quarter of the training patches, and those that are known.
     pool_size : int, default=262144
         Number of patches that exemplars are selected from.
+    known : Coreset or None, default=None
+        Exemplars of earlier images, among which is selected too; without ``memory``, which does not know them.
     """
-    n_exemplars, key = _limited(features, n_exemplars, pool_size)
+    n_exemplars, key = _limited(features, n_exemplars, pool_size, known)
 
     def select() -> list[Tensor]:
-        coreset = Coreset.of(features.sample(pool_size), n_exemplars)
+        coreset = Coreset.of(features.sample(pool_size), n_exemplars, known=known)
         return [part.cpu() for part in (coreset.mean, coreset.directions, coreset.exemplars, coreset.image_index)]
 
     def are_exemplars(parts: Sequence[Tensor]) -> bool:
@@ -160,31 +166,51 @@ def fused_scorer(
     scorer.precision = precision
     parts = features.parts_in_order(inference_batch(features.device))
     as_new = scorer.standardize(parts, found.nearest, n_tiles=features.n_tiles, ignored=features.ignored)
+    return scorer, with_held_out(features, scorer, as_new, n_exemplars, pool_size)
 
-    held_out = _rows_held_out(features.image_numbers)
+
+def with_held_out(
+    features: TrainingFeatures,
+    scorer: FusedScorer,
+    as_new: Tensor,
+    n_exemplars: int,
+    pool_size: int = POOL_SIZE,
+    known: Coreset | None = None,
+) -> TrainingPatchScores:
+    """Return patch scores of training images as if they were new (n, H_0, W_0), and those of a fifth, held out.
+
+    Parameters are those of :func:`exemplars_of`; the scorer has its scales.
+    """
+    held_out = _rows_held_out(features.image_numbers, features.n_earlier)
     if not len(held_out):
-        return scorer, TrainingPatchScores(as_new, held_out, as_new[:0])
+        return TrainingPatchScores(as_new, held_out, as_new[:0])
     those = features.some(held_out)
-    distances = _distances_held_out(features, held_out, found.coreset, n_exemplars, pool_size)
+    distances = _distances_held_out(features, held_out, scorer.coreset, n_exemplars, pool_size, known)
     logits = torch.cat([scorer.logits(parts) for parts, _ in those.parts_in_order(inference_batch(features.device))])
     of_held_out = fill_ignored(scorer.fuse(logits, distances), those.ignored, features.n_tiles)
-    return scorer, TrainingPatchScores(as_new, held_out, of_held_out)
+    return TrainingPatchScores(as_new, held_out, of_held_out)
 
 
 def _distances_held_out(
-    features: TrainingFeatures, held_out: Tensor, coreset: Coreset, n_exemplars: int, pool_size: int
+    features: TrainingFeatures,
+    held_out: Tensor,
+    coreset: Coreset,
+    n_exemplars: int,
+    pool_size: int,
+    known: Coreset | None,
 ) -> Tensor:
     """Return the distances (m, H_0, W_0) of the patches of ``held_out`` (m,) to exemplars of the other images alone.
 
     These are selected anew: to keep those of the first selection would leave holes where the images' own ones were.
     """
-    n_exemplars, key = _limited(features, n_exemplars, pool_size)
+    n_exemplars, key = _limited(features, n_exemplars, pool_size, known)
     grid_shape = features.store.grids[0]
 
     def measure() -> list[Tensor]:
         others = features.some(~torch.isin(torch.arange(len(features), device="cpu"), held_out))
         basis = coreset.mean, coreset.directions
-        of_others = Coreset.of(others.sample(pool_size // 4), n_exemplars, basis=basis)  # a quarter says as much
+        sample = others.sample(pool_size // 4)  # a quarter says as much
+        of_others = Coreset.of(sample, n_exemplars, basis=basis, known=known)
         of_others.precision = coreset.precision
         reduced = reduction(features.aggregator, coreset).to(features.device)
         batches = features.some(held_out).parts_in_order(inference_batch(features.device))
@@ -200,17 +226,23 @@ def _distances_held_out(
     return distances.to(features.device)
 
 
-def _limited(features: TrainingFeatures, n_exemplars: int, pool_size: int) -> tuple[int, tuple[Any, ...]]:
-    """Return the number of exemplars, and what they depend on besides the stored features."""
-    n_exemplars = max(min(n_exemplars, features.n_patches // 4), 1)
+def _limited(
+    features: TrainingFeatures, n_exemplars: int, pool_size: int, known: Coreset | None
+) -> tuple[int, tuple[Any, ...]]:
+    """Return the number of exemplars, and what they depend on besides the stored features and those that are known."""
+    n_known = 0 if known is None else len(known.exemplars)
+    n_exemplars = max(min(n_exemplars, n_known + features.n_patches // 4), 1)
     rows = tensor_digest(torch.stack([features.rows, features.image_numbers])).hex()
     ignored = None if features.ignored is None else tensor_digest(features.ignored).hex()
     return n_exemplars, (features.aggregator.feature_dim, rows, features.n_tiles, ignored, n_exemplars, pool_size)
 
 
-def _rows_held_out(image_numbers: Tensor) -> Tensor:
-    """Return the rows of every fifth image, with all that equal it, if there are three different ones or more."""
-    different = image_numbers.unique()
+def _rows_held_out(image_numbers: Tensor, n_earlier: int = 0) -> Tensor:
+    """Return the rows of every fifth image, with all that equal it, if there are three different ones or more.
+
+    Of images that were given before, with numbers below ``n_earlier``, none: their exemplars are not left out.
+    """
+    different = image_numbers[image_numbers >= n_earlier].unique()
     chosen = different[::_N_FOLDS] if len(different) >= 3 else different[:0]
     return torch.isin(image_numbers, chosen).nonzero().flatten()
 

@@ -13,6 +13,7 @@ from skpbas._features.sampling import TrainingFeatures
 from skpbas._training.exemplars import exemplars_of
 from skpbas._training.settings import TrainingSettings
 from skpbas._training.threshold import USUAL_STD, largest_usual, oddness
+from skpbas.core.coreset import Coreset
 from skpbas.core.devices import discriminator_precision
 from skpbas.core.patch_scores import LARGEST, SMALLEST_DISTANCE, mean_of_largest
 
@@ -26,7 +27,7 @@ _SHOWN_IMAGES = 10
 
 
 def without_outliers(
-    of_scales: Sequence[TrainingFeatures], settings: TrainingSettings
+    of_scales: Sequence[TrainingFeatures], settings: TrainingSettings, known: Coreset | None = None
 ) -> tuple[list[TrainingFeatures], dict[int, float]]:
     """Leave out training images that look defective beside the others.
 
@@ -40,6 +41,8 @@ def without_outliers(
     of_scales : sequence of TrainingFeatures
         The same images at each scale; the first scale decides.
     settings : TrainingSettings
+    known : Coreset or None, default=None
+        Exemplars of earlier images, at the first scale, which count as others.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def without_outliers(
     for _ in range(_MAX_ROUNDS):
         if len(features.image_numbers.unique()) < FEWEST_IMAGES:
             break
-        odd, ratios = _oddness(features, settings)
+        odd, ratios = _oddness(features, settings, known)
         room = int(_LARGEST_SHARE * of_scales[0].n_images) - len(found)
         order = odd.argsort(descending=True)[: max(room, 0)]
         new = order[odd[order] > largest_usual(len(odd))]
@@ -97,10 +100,10 @@ def warn_of_outliers(found: Mapping[int, float], names: Sequence[str], n_images:
     )
 
 
-def _oddness(features: TrainingFeatures, settings: TrainingSettings) -> tuple[Tensor, Tensor]:
+def _oddness(features: TrainingFeatures, settings: TrainingSettings, known: Coreset | None) -> tuple[Tensor, Tensor]:
     """Return how many deviations each image (n,) lies above the others, and its distance in units of the median."""
     precision = discriminator_precision(settings.precision, features.device)
-    exemplars = exemplars_of(features, precision, settings.n_exemplars)
+    exemplars = exemplars_of(features, precision, settings.n_exemplars, known=known)
     n_largest = max(round(LARGEST * features.n_positions), 1)
     usual_std = USUAL_STD * math.sqrt(1 + _OF_ONE_PATCH / n_largest)
     smallest = SMALLEST_DISTANCE * float(exemplars.coreset.spread)

@@ -154,6 +154,7 @@ class Coreset(nn.Module):
         n_exemplars: int = 4096,
         n_directions: int = 128,
         basis: tuple[Tensor, Tensor] | None = None,
+        known: Coreset | None = None,
     ) -> Self:
         """Select exemplars among training features.
 
@@ -166,10 +167,15 @@ class Coreset(nn.Module):
             At most.
         basis : (Tensor of shape (d,), Tensor of shape (q, d)) or None, default=None
             Mean and directions, if they are known.
+        known : Coreset or None, default=None
+            Exemplars of earlier images, among which is selected too. Its mean and directions stay.
         """
         mean, directions = (None, None) if basis is None else basis
         points: list[Tensor] = []
         image_index: list[Tensor] = []
+        if known is not None:
+            mean, directions = known.mean, known.directions
+            points, image_index = [known.exemplars], [known.image_index]
         for features, of_images in batches:
             if mean is None or directions is None:
                 mean, directions = principal_directions(features, n_directions)
@@ -179,7 +185,7 @@ class Coreset(nn.Module):
         assert directions is not None
         pool = torch.cat(points)
         chosen = farthest_points(pool, min(n_exemplars, len(pool)))
-        return cls(mean, directions, pool[chosen], torch.cat(image_index).to(pool.device)[chosen])
+        return cls(mean, directions, pool[chosen], torch.cat([i.to(pool.device) for i in image_index])[chosen])
 
     @property
     def spread(self) -> Tensor:

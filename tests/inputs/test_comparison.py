@@ -402,3 +402,39 @@ def test_a_stream_warns_at_its_first_different_image_and_holds_nothing_of_later_
 def test_the_caller_may_pass_a_tensor_of_any_layout():
     image = torch.from_numpy(textured_images(1)[0]).movedim(-1, 0).contiguous().movedim(0, -1)
     np.testing.assert_allclose(statistics_of(image).means, statistics_of(image.numpy().copy()).means, rtol=1e-6)
+
+
+# Statistics of two sets of images ------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30))
+def test_merged_statistics_are_about_those_of_all_images(seed, n_first, n_second):
+    rng = np.random.default_rng(seed)
+    sides = rng.integers(16, 24, n_first + n_second)
+    images = [rng.integers(0, rng.integers(20, 256), (side, 16, 3), dtype=np.uint8) for side in sides]
+    measured = details(images, image_size=(16, 16))
+    first, second, both = map(GoodStatistics.of, (measured[:n_first], measured[n_first:], measured))
+    merged = first.merged(second)
+    exact = ("n_images", "mode", "kinds", "bit_depth", "largest", "detail")
+    assert [getattr(merged, name) for name in exact] == [getattr(both, name) for name in exact]
+    for name in ("heights", "widths", "aspects", "brightness", "contrast"):
+        ours, theirs = getattr(merged, name), getattr(both, name)
+        assert (ours[0], ours[-1]) == pytest.approx((theirs[0], theirs[-1]))
+    for name in ("brightness_limits", "contrast_limits"):
+        for part in (first, second):
+            assert getattr(merged, name)[0] <= getattr(part, name)[0]
+            assert getattr(merged, name)[1] >= getattr(part, name)[1]
+    assert GoodStatistics.from_note(merged.as_note()) == merged
+
+
+def test_images_of_either_set_are_usual_to_merged_statistics(boards):
+    dark = np.uint8(boards[15:] * 0.6)
+    merged = GoodStatistics.of(details(boards[:15])).merged(GoodStatistics.of(details(dark)))
+    comparison = Comparison(merged)
+    for index, one in enumerate(details([*boards[:15], *dark])):
+        comparison.note(index, f"X[{index}]", one)
+    assert comparison.texts(30) == {}
+    assert merged.brightness[2] == pytest.approx(
+        np.median([one.statistics.brightness for one in details([*boards[:15], *dark])]), rel=0.05
+    )
