@@ -609,13 +609,15 @@ def test_hostile_descriptions_with_fitting_checksums_are_refused(change, reason,
     assert re.search(reason, refusal(with_document(content, change), tmp_path))
 
 
-def test_numbers_that_are_not_finite_and_tensors_that_are_unknown_are_refused(content, tmp_path):
+def test_impossible_numbers_and_unknown_tensors_are_refused(content, tmp_path):
     path = tmp_path / "d"
     path.write_bytes(content)
     document, tensors = read(path)
     bad = tensors["center"].clone()
     bad[0, 0] = torch.nan
     assert "'center' has values that are not finite" in refusal(encoded(document, {**tensors, "center": bad}), tmp_path)
+    negative = {**tensors, "discriminator.norm.running_var": -tensors["discriminator.norm.running_var"]}
+    assert "'discriminator.norm.running_var' has negative variances" in refusal(encoded(document, negative), tmp_path)
     more = encoded(document, {**tensors, "more": torch.zeros(2)})
     assert "unknown tensor 'more'" in refusal(more, tmp_path)
     for name in tensors:

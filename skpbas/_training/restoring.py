@@ -59,6 +59,8 @@ class Tensors:
             )
         if not tensor.isfinite().all():
             raise FileFormatError(f"the tensor {name!r} has values that are not finite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise FileFormatError(f"the tensor {name!r} has negative variances")
         return tensor
 
     def fill(self, module: nn.Module, prefix: str) -> None:
