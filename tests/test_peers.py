@@ -140,7 +140,7 @@ def resnet18_file(tmp_path):
 
 def row(method, seed="0", error="", **figures):
     columns = {column: "0.5" for column, _, _ in compare.FIGURES.values()}
-    key = {"category": "nut", "resize": "aspect", "method": method, "seed": seed, "shape": "96 x 64"}
+    key = {"category": "nut", "resize": "aspect", "shape": "96 x 64", "threads": "1", "method": method, "seed": seed}
     return {**key, **columns, **figures, "error": error}
 
 
@@ -171,41 +171,61 @@ def test_a_method_that_failed_is_shown_as_failed_and_is_not_the_best():
     assert lines["PRO"] == {"skpbas": "**0.500**", "padim": "failed"}
 
 
-def test_a_failing_method_does_not_stop_the_others_and_is_reported_at_the_end(tmp_path, monkeypatch):
-    def run(_, task):
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """Compare methods of which padim fails; the runs that were made, and the file of the rows."""
+    runs, output = [], tmp_path / "peers.csv"
+
+    def in_child(function, *arguments):
+        if function is compare.check:
+            return "checked"
+        (task,) = arguments
+        runs.append((task.method, task.seed))
         if task.method == "padim":
-            raise ValueError("no more memory")
+            raise MemoryError("no more of it")
         return dict.fromkeys((column for column, _, _ in compare.FIGURES.values()), 0.25)
 
-    output = tmp_path / "peers.csv"
-    monkeypatch.setattr(compare, "in_child", lambda function, *args: run(function, *args) if args[1:] == () else "")
-    train = SimpleNamespace(train=image_files(tmp_path, (64, 64)))
-    monkeypatch.setattr(compare, "load_images", lambda *_: train)
-    arguments = ["--data", str(tmp_path), "--weights", "none.pth", "--category", "nut", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, "--method", "padim", "skpbas"])
-    with pytest.raises(SystemExit, match="failed: nut stretch padim 0: ValueError: no more memory"):
+    def run(*more):
+        names = ["--data", str(tmp_path), "--weights", "none.pth", "--category", "nut", "--output", str(output)]
+        names += ["--image-size", "64"]
+        monkeypatch.setattr(sys, "argv", ["compare.py", *names, *more])
         compare.main()
+
+    monkeypatch.setattr(compare, "in_child", in_child)
+    monkeypatch.setattr(compare, "load_images", lambda *_: SimpleNamespace(train=image_files(tmp_path, (64, 64))))
+    return run, runs, output
+
+
+def test_a_failing_method_does_not_stop_the_others_and_is_reported_at_the_end(compared):
+    run, runs, output = compared
+    with pytest.raises(SystemExit, match=r"^failed: nut stretch 64 x 64 1 padim 0: MemoryError: no more of it$"):
+        run("--method", "padim", "skpbas")
+    assert runs == [("padim", 0), ("skpbas", 0)]
     with output.open(newline="") as file:
         errors = {found["method"]: found["error"] for found in csv.DictReader(file)}
-    assert errors == {"padim": "ValueError: no more memory", "skpbas": ""}
+    assert errors == {"padim": "MemoryError: no more of it", "skpbas": ""}
     assert "| failed |" in output.with_suffix(".md").read_text()
 
 
-def test_a_run_that_is_in_the_file_is_not_repeated(tmp_path, monkeypatch):
-    calls = []
+def test_runs_that_are_in_the_file_are_not_repeated_and_failed_ones_are(compared):
+    run, runs, _ = compared
+    run("--method", "skpbas")
+    with pytest.raises(SystemExit):
+        run("--method", "padim", "--seeds", "0")
+    with pytest.raises(SystemExit):
+        run("--method", "skpbas", "padim", "--seeds", "0", "1")
+    assert runs == [("skpbas", 0), ("padim", 0), ("padim", 0), ("skpbas", 1), ("padim", 1)]
+    with pytest.raises(SystemExit):
+        run("--method", "skpbas", "--threads", "2")
+    assert runs[5:] == [("skpbas", 0)]
 
-    def run(_, task):
-        calls.append((task.method, task.seed))
-        return dict.fromkeys((column for column, _, _ in compare.FIGURES.values()), 0.25)
 
-    monkeypatch.setattr(compare, "in_child", run)
-    monkeypatch.setattr(compare, "load_images", lambda *_: SimpleNamespace(train=image_files(tmp_path, (64, 64))))
-    arguments = ["--data", str(tmp_path), "--weights", "none.pth", "--category", "nut", "--method", "skpbas"]
-    for seeds in (["0"], ["0", "1"]):
-        more = ["--seeds", *seeds, "--output", str(tmp_path / "peers.csv")]
-        monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, *more])
-        compare.main()
-    assert calls == [("skpbas", 0), ("skpbas", 1)]
+def test_a_summary_runs_nothing_and_needs_rows(compared, capsys):
+    run, runs, _ = compared
+    with pytest.raises(SystemExit):
+        run("--summary")
+    assert "peers.csv: no rows" in capsys.readouterr().err
+    assert runs == []
 
 
 def test_the_script_that_makes_the_environment_is_valid_shell():

@@ -28,6 +28,7 @@ from torchvision.models import resnet18
 _BATCH = 32
 _CORESET_RATIO = 0.1
 _TIMED_STEPS = 5
+_LARGEST_DIFFERENCE = 1e-5
 
 
 class AnomalibMethod:
@@ -191,7 +192,7 @@ def check_features(weights: Path) -> float:
 
     Raises
     ------
-    AssertionError
+    RuntimeError
         It is above 1e-5.
     """
     state = torch.load(weights, weights_only=True)
@@ -205,7 +206,8 @@ def check_features(weights: Path) -> float:
         for name in ("layer1", "layer2", "layer3"):
             features = network.get_submodule(name)(features)
             largest = max(largest, float((features - of_anomalib[name]).abs().max()))
-    assert largest <= 1e-5, f"--weights {weights}: features differ by {largest}"
+    if not largest <= _LARGEST_DIFFERENCE:
+        raise RuntimeError(f"--weights {weights}: torchvision's features and those of anomalib differ by {largest}")
     return largest
 
 
@@ -214,7 +216,7 @@ def check_coreset(paths: Sequence[Path], weights: Path, shape: tuple[int, int]) 
 
     Raises
     ------
-    AssertionError
+    RuntimeError
         They are not.
     """
     method = PatchCore(weights, shape)
@@ -228,5 +230,6 @@ def check_coreset(paths: Sequence[Path], weights: Path, shape: tuple[int, int]) 
         sampler.model.random_state = 0
         torch.manual_seed(0)
         selections.append(sampler.select_coreset_idxs())
-    assert selections[0] == selections[1], "the sooner selection of a coreset is not anomalib's"
+    if selections[0] != selections[1]:
+        raise RuntimeError("the coreset of greedy_coreset.py is not anomalib's: use --method patchcore-unmodified")
     return len(selections[0])

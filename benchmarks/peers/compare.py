@@ -31,10 +31,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +53,9 @@ from skpbas import PBASDetector
 from skpbas._inputs.shapes import input_shape, peek_shapes
 from skpbas.metrics import image_ap, image_auroc, miss_rate, pixel_metrics
 
-KEY = ("category", "resize", "method", "seed")
+TABLE_KEY = ("category", "resize", "shape", "threads")
+KEY = (*TABLE_KEY, "method", "seed")
+"""Columns that tell tables and rows apart."""
 
 FIGURES: dict[str, tuple[str, Callable[[Sequence[float]], float], str]] = {
     "image AUROC": ("image_auroc", max, ".3f"),
@@ -166,6 +169,7 @@ METHODS: dict[str, Callable[[Task], Method]] = {
     "simplenet-published": of_simplenet(True),
 }
 DEFAULT_METHODS = list(METHODS)[:6]  # the last two take hours
+OF_SKPBAS = ("skpbas", "simplenet", "simplenet-published")  # those that need no anomalib
 
 
 def shapes_of(paths: Sequence[Path], image_size: int) -> dict[str, tuple[int, int]]:
@@ -215,14 +219,20 @@ def run(task: Task) -> dict[str, Any]:
 
 def attempt(task: Task) -> dict[str, Any]:
     """Return the row of a run in a process of its own; of one that fails, the error and no figures."""
-    row = {key: getattr(task, key) for key in KEY} | {"shape": "{} x {}".format(*task.shape)}
+    row: dict[str, Any] = dict(zip(KEY, key_of(task), strict=True))
     figures: dict[str, Any] = dict.fromkeys(column for column, _, _ in FIGURES.values())
     error = ""
     try:
         figures |= in_child(run, task)
     except Exception as caught:  # noqa: BLE001 - whatever stops one method, the others are measured
         error = f"{type(caught).__name__}: {caught}"
-    return row | figures | {"threads": task.threads, "machine": json.dumps(described()), "error": error}
+    return row | figures | {"machine": json.dumps(described()), "error": error}
+
+
+def key_of(task: Task) -> tuple[str, ...]:
+    """Return the columns ``KEY`` of a run."""
+    height, width = task.shape
+    return task.category, task.resize, f"{height} x {width}", str(task.threads), task.method, str(task.seed)
 
 
 def described() -> dict[str, Any]:
@@ -246,18 +256,19 @@ def tables(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a Markdown table of each category and shape: means over seeds, the best of each line in bold."""
     kept = list(latest(rows).values())
     parts = []
-    for category, resize in dict.fromkeys((row["category"], row["resize"]) for row in kept):
-        of_both = [row for row in kept if (row["category"], row["resize"]) == (category, resize)]
-        methods = {name: [row for row in of_both if row["method"] == name] for name in METHODS}
-        of_methods = {name: found for name, found in methods.items() if found}
-        title = f"## {category}, {of_both[0]['shape']} ({resize})"
-        seeds = {name: str(sum(not row["error"] for row in found)) for name, found in of_methods.items()}
-        lines = [line(title, figure, of_methods) for title, figure in FIGURES.items()]
-        parts.append(f"{title}\n\n{table([{'': 'seeds', **seeds}, *lines])}")
+    for of_table in dict.fromkeys(tuple(row[key] for key in TABLE_KEY) for row in kept):
+        found = [row for row in kept if tuple(row[key] for key in TABLE_KEY) == of_table]
+        of_methods = {name: [row for row in found if row["method"] == name] for name in METHODS}
+        of_methods = {name: its_rows for name, its_rows in of_methods.items() if its_rows}
+        seeds = {name: str(sum(not row["error"] for row in its_rows)) for name, its_rows in of_methods.items()}
+        lines = [table_line(title, figure, of_methods) for title, figure in FIGURES.items()]
+        category, resize, shape, threads = of_table
+        heading = f"## {category}, {shape} ({resize}), threads: {threads}"
+        parts.append(f"{heading}\n\n{table([{'': 'seeds', **seeds}, *lines])}")
     return "\n\n".join(parts)
 
 
-def line(
+def table_line(
     title: str,
     figure: tuple[str, Callable[[Sequence[float]], float], str],
     of_methods: Mapping[str, Sequence[Mapping[str, str]]],
@@ -275,7 +286,10 @@ def line(
 def check(paths: Sequence[Path], weights: Path, shape: tuple[int, int], threads: int) -> str:
     """Return what was checked: anomalib computes the same features, and its coreset is the one that is selected."""
     torch.set_num_threads(threads)
-    module = import_module("anomalib_methods")
+    try:
+        module = import_module("anomalib_methods")
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error}: run this in the environment of benchmarks/peers/make_environment.sh") from error
     difference = module.check_features(weights)
     n_selected = module.check_coreset(paths, weights, shape)
     return f"features differ by at most {difference:.1e}; the same {n_selected} patches in {len(paths)} images"
@@ -310,34 +324,38 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Append the rows that are missing, all methods of a category and seed one after the other."""
-    trains = {category: load_images(category, options.data).train for category in options.category}
-    shapes = {category: shapes_of(train, options.image_size) for category, train in trains.items()}
-    if any(name not in ("skpbas", "simplenet", "simplenet-published") for name in options.method):
-        few = trains[options.category[0]][:6]
+    """Append the rows that are missing."""
+    if any(name not in OF_SKPBAS for name in options.method):
+        few = load_images(options.category[0], options.data).train[:6]
         print(in_child(check, few, options.weights, (options.image_size,) * 2, options.threads), flush=True)
     done = {key for key, row in latest(read_rows(options.output)).items() if not row["error"]}
+    for task in tasks(options):
+        if key_of(task) in done:
+            continue
+        row = attempt(task)
+        append_rows(options.output, [row])
+        figures = {key: row[key] for key in ("image_auroc", "pixel_pro", "fit_seconds", "ms_per_image")}
+        print(*key_of(task), row["error"] or figures, flush=True)
+
+
+def tasks(options: argparse.Namespace) -> Iterator[Task]:
+    """Yield all runs: by seed, and within a seed by category and shape."""
+    trains = {category: load_images(category, options.data).train for category in options.category}
+    shapes = {category: shapes_of(train, options.image_size) for category, train in trains.items()}
     for seed in options.seeds:
         for category, of_category in shapes.items():
-            for resize, shape in of_category.items():
-                for method in options.method:
-                    if (category, resize, method, str(seed)) in done:
-                        continue
-                    task = Task(
-                        category=category,
-                        method=method,
-                        resize=resize,
-                        shape=shape,
-                        seed=seed,
-                        image_size=options.image_size,
-                        threads=options.threads,
-                        data=options.data,
-                        weights=options.weights,
-                    )
-                    row = attempt(task)
-                    append_rows(options.output, [row])
-                    figures = {key: row[key] for key in ("image_auroc", "pixel_pro", "fit_seconds", "ms_per_image")}
-                    print(category, resize, method, seed, row["error"] or figures, flush=True)
+            for (resize, shape), method in product(of_category.items(), options.method):
+                yield Task(
+                    category=category,
+                    method=method,
+                    resize=resize,
+                    shape=shape,
+                    seed=seed,
+                    image_size=options.image_size,
+                    threads=options.threads,
+                    data=options.data,
+                    weights=options.weights,
+                )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 #
 # ENVIRONMENT is a folder, .venv-peers by default; if it exists, it is brought up to date. Python must be 3.11 or newer.
 set -euo pipefail
-environment=$(realpath -m "${1:-"$(dirname "${BASH_SOURCE[0]}")/../../.venv-peers"}")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+environment=${1:-.venv-peers}
 
 test -d "$environment" || python3 -m venv "$environment"
 # anomalib leaves torch to its extras, which also bring libraries for videos: it comes with skpbas instead.
