@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="state-dict file of torchvision's ResNet18")
     parser.add_argument("--category", nargs="+", default=["bottle", "screw", "commutator"])
     parser.add_argument("--method", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--resize", nargs="+", default=["stretch", "aspect"], choices=["stretch", "aspect"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
@@ -345,6 +346,8 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
     for seed in options.seeds:
         for category, of_category in shapes.items():
             for (resize, shape), method in product(of_category.items(), options.method):
+                if resize not in options.resize:
+                    continue
                 yield Task(
                     category=category,
                     method=method,
