@@ -228,5 +228,12 @@ def test_a_summary_runs_nothing_and_needs_rows(compared, capsys):
     assert runs == []
 
 
+def test_the_recorded_rows_are_of_existing_methods_and_make_the_recorded_tables():
+    rows = compare.read_rows(PEERS / "compare.csv")
+    assert {row["method"] for row in rows} <= set(compare.METHODS)
+    assert [row for row in rows if row["error"]] == []
+    assert (PEERS / "compare.md").read_text() == compare.tables(rows) + "\n"
+
+
 def test_the_script_that_makes_the_environment_is_valid_shell():
     subprocess.run(["bash", "-n", PEERS / "make_environment.sh"], check=True)
