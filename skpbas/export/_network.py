@@ -23,6 +23,9 @@ from skpbas.runtime._providers import FORMAT
 LARGEST_SIDE = 2**15
 """Of images, in pixels."""
 
+LARGEST_BATCH = 2**31 - 1
+"""Images of a batch; torch before 2.8 refuses a number without a limit."""
+
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths
 
 
@@ -63,6 +66,17 @@ def refusal(detector: Any, exporter: str, error: Exception) -> ExportError:
     )
 
 
+class _Outputs:
+    """Outputs of inner modules in one pass; torch.export compares a list that an attribute holds with that before."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Be a module's forward hook."""
+        self.kept.append(output)
+
+
 class Views(nn.Module):
     """What the graph computes from views (n, 3, h, w), float32, in [0, 255] or [0, 1], or from tiles (n, h, w, 3).
 
@@ -75,24 +89,24 @@ class Views(nn.Module):
         self.model, self.of_bytes, self.of_tiles = model, of_bytes, model.tiling is not None
         self.outputs = ["score", "map", *(["description"] if self.of_tiles else [])]
         self.borders = [f"level_{i}" for i in range(len(model.extractor.level_shapes))]
-        self._inner: list[Tensor] = []
+        self._inner = _Outputs()
         for name, module in model.patch_scorer.named_modules():
             if isinstance(module, FusedScorer):
                 for part in (module.discriminator, module.reduced, module.coreset):
-                    part.register_forward_hook(lambda _module, _inputs, output: self._inner.append(output))
+                    part.register_forward_hook(self._inner.keep)
                 self.borders += [f"inner_{kind}_{name or 0}" for kind in ("logits", "points", "nearest")]
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         levels = self._levels(views)
         scores, descriptions = self.model.evidence(levels)
-        borders = (*levels, *self._inner)
+        borders = (*levels, *self._inner.kept)
         if not self.of_tiles:
             return self.model.image_scores(scores, descriptions), self.model.anomaly_maps(scores), *borders
         return *self._of_tiles(scores), descriptions, *borders
 
     def _levels(self, views: Tensor) -> list[Tensor]:
         """Return the backbone's feature maps."""
-        self._inner.clear()
+        self._inner.kept.clear()
         if self.of_tiles:
             views = views.permute(0, 3, 1, 2).float()
         return self.model.extractor.levels(self.model.extractor.normalize(views / 255 if self.of_bytes else views))
@@ -119,7 +133,7 @@ class ViewsWithRegions(Views):
         at_views, erased, shares = self.regions.of_masks(ignored)
         levels = self._levels(self.regions.filled(views, at_views, shares, of_bytes=self.of_bytes))
         scores, maps, counted = self.regions.answers(levels, at_views, shares)
-        return scores, maps.masked_fill(erased, 0), maps, counted, *levels, *self._inner
+        return scores, maps.masked_fill(erased, 0), maps, counted, *levels, *self._inner.kept
 
 
 class TilesWithRegions(Views):
@@ -139,7 +153,7 @@ class TilesWithRegions(Views):
         scores, descriptions, of_patches, counted = self.regions.evidence(levels, ignored)
         total = scores.masked_fill(of_patches, 0).sum(1)
         scores = torch.where(of_patches, fill[:, None], scores)
-        return *self._of_tiles(scores), descriptions, total, counted, *levels, *self._inner
+        return *self._of_tiles(scores), descriptions, total, counted, *levels, *self._inner.kept
 
 
 def float32_copy(model: PBASModel) -> PBASModel:

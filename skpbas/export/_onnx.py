@@ -17,6 +17,7 @@ from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
 from skpbas.core.model import PBASModel
 from skpbas.export._network import (
+    LARGEST_BATCH,
     LARGEST_SIDE,
     TilesWithRegions,
     Views,
@@ -144,7 +145,7 @@ def _exported(views: Views, detector: Any, opset: int | None) -> Any:
     example = torch.zeros(2, 3, height, width, dtype=torch.float32, device="cpu")
     if views.of_tiles:
         example = example.permute(0, 2, 3, 1).to(torch.uint8 if views.of_bytes else torch.float32)
-    n = torch.export.Dim("n", min=1)
+    n = torch.export.Dim("n", min=1, max=LARGEST_BATCH)
     inputs = {"images" if views.of_tiles else "views": (example.contiguous(), {0: n})}
     if isinstance(views, ViewsWithRegions):
         sides = {i: torch.export.Dim(name, min=1, max=LARGEST_SIDE) for i, name in ((1, "rows"), (2, "columns"))}

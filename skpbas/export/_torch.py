@@ -18,6 +18,7 @@ from skpbas._training.saving import write_atomically
 from skpbas.core.devices import callers_modes_left
 from skpbas.export._ignored_pixels import Regions, resized_shape, seen_positions
 from skpbas.export._network import (
+    LARGEST_BATCH,
     LARGEST_SIDE,
     exportable,
     float32_copy,
@@ -137,7 +138,7 @@ def _exported(images: _Images, detector: Any, dtype: torch.dtype) -> torch.expor
     side = 2 * max(images.regions.view_shape) + smallest
     example = torch.zeros(2, side, side + 1, 3, dtype=dtype, device="cpu")
     shape = {i: Dim(name, min=smallest, max=LARGEST_SIDE) for i, name in ((1, "height"), (2, "width"))}
-    shape[0] = Dim("n", min=1)
+    shape[0] = Dim("n", min=1, max=LARGEST_BATCH)
     inputs: tuple[Tensor, ...] = (example,)
     if isinstance(images, _ImagesWithRegions):
         inputs += (torch.zeros(example.shape[:3], dtype=torch.bool, device="cpu"),)
