@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from helpers import small_detector, textured_images
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
 CASES = {
     "resnet18": {"backbone": "resnet18"},
     "embedded": {},

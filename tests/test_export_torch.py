@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from exports import CASES, OwnModule, fitted_detector, odd_images
+from exports import CASES, TORCH, OwnModule, fitted_detector, odd_images
 from sklearn.exceptions import NotFittedError
 
 from skpbas import PBASDetector
@@ -24,6 +24,8 @@ def opened(path):
 @pytest.mark.filterwarnings("ignore:.*discards up to:UserWarning")
 @pytest.mark.parametrize("case", ALL)
 def test_a_program_computes_the_scores_and_maps_of_its_detector(case, good_images, tmp_path):
+    if case == "crop" and TORCH < (2, 9):
+        pytest.skip("torch before 2.9 cannot export the larger of two sizes")
     detector = fitted_detector(good_images, **ALL[case])
     to_torch(detector, tmp_path / "detector.pt2")
     program = opened(tmp_path / "detector.pt2")

@@ -19,7 +19,7 @@ import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
-names = ["dask", "onnx", "openvino", "plot", "timm", "dev"]
+names = ["dask", "plot", "timm", "dev"]  # ONNX graphs are exported by newer versions of torch only
 for requirement in [*project["dependencies"], *(line for name in names for line in extras[name])]:
     if match := re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)", requirement):
         name, version = match.groups()

@@ -23,6 +23,9 @@ from skpbas.runtime._providers import FORMAT
 LARGEST_SIDE = 2**15
 """Of images, in pixels."""
 
+TESTED_TORCH = (2, 14)
+"""Version from which every export is tested; torch 2.7 and 2.9 refuse some or all."""
+
 LARGEST_BATCH = 2**31 - 1
 """Images of a batch; torch before 2.8 refuses a number without a limit."""
 
@@ -61,9 +64,10 @@ def refusal(detector: Any, exporter: str, error: Exception) -> ExportError:
     backbone = detector.backbone if isinstance(detector.backbone, str) else type(detector.backbone).__name__
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return ExportError(
-        f"backbone {backbone}: {exporter} cannot export it: {type(cause).__name__}: {lines[0] if lines else error!r}"
-    )
+    reason = f"{type(cause).__name__}: {lines[0] if lines else error!r}"
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TESTED_TORCH:
+        reason += f"; this is torch {torch.__version__}: update to {'.'.join(map(str, TESTED_TORCH))} or newer first"
+    return ExportError(f"backbone {backbone}: {exporter} cannot export it: {reason}")
 
 
 class _Outputs:

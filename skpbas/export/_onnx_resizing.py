@@ -64,6 +64,20 @@ _ROUND = """
     {name}_bytes = Clip({name}_floor, resize_zero32, resize_white)
 """
 
+_NARROW = """
+    resize_values_shape = Shape(resize_values)
+    resize_lines_shape = Slice(resize_values_shape, resize_axis0, resize_axis3)
+    resize_line = Slice(resize_values_shape, resize_axis3, resize_four64)
+    resize_n_lines = ReduceProd<keepdims = 1>(resize_lines_shape)
+    resize_flat_shape = Concat<axis = 0>(resize_n_lines, resize_line)
+    resize_flat = Reshape<allowzero = 1>(resize_values, resize_flat_shape)
+    column_turned = Transpose<perm = [1, 0]>(column_weights)
+    narrow_flat = MatMul(resize_flat, column_turned)
+    narrow_shape = Concat<axis = 0>(resize_lines_shape, column_view)
+    narrow = Reshape<allowzero = 1>(narrow_flat, narrow_shape)
+"""
+"""Older versions of ONNX Runtime multiply no images at all by a matrix only in this way and by the Einsum below."""
+
 _RESIZE = """
 <ir_version: 8, opset_import: ["" : 18]>
 resize ({dtype}[n, H, W, 3] images) => (float[n, 3, {height}, {width}] views) {{
@@ -112,6 +126,7 @@ def _resize_text(view_shape: tuple[int, int], *, crop: bool, of_bytes: bool) -> 
         resize_log2 = Log(resize_two)
         resize_most = Constant<value = double {32767.5}>()
         resize_zero64 = Constant<value = int64 {0}>()
+        resize_four64 = Constant<value = int64[1] {4}>()
         resize_one64 = Constant<value = int64 {1}>()
         resize_half32 = Constant<value = float {0.5}>()
         resize_zero32 = Constant<value = float {0.0}>()
@@ -136,12 +151,9 @@ def _resize_text(view_shape: tuple[int, int], *, crop: bool, of_bytes: bool) -> 
         body += _AXIS.format(axis=axis, last=last)
         body += _ROUNDED_AXIS.format(axis=axis) if of_bytes else f"{axis}_exact = Identity({axis}_normal)"
         body += _CUT.format(axis=axis)
-    body += """
-        column_turned = Transpose<perm = [1, 0]>(column_weights)
-        narrow = MatMul(resize_values, column_turned)
-    """
+    body += _NARROW
     body += _ROUND.format(name="narrow") if of_bytes else ""
-    body += f"small = MatMul(row_weights, {'narrow_bytes' if of_bytes else 'narrow'})"
+    body += f'small = Einsum<equation = "hk,nckw->nchw">(row_weights, {"narrow_bytes" if of_bytes else "narrow"})'
     body += _ROUND.format(name="small") if of_bytes else ""
     body += f"resized_views = Identity({'small_bytes' if of_bytes else 'small'})"
     height, width = view_shape
