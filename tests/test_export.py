@@ -15,6 +15,7 @@ from skpbas import PBASDetector
 from skpbas._inputs.geometry import Geometry
 from skpbas.errors import ExportError, StorageError
 from skpbas.export import to_onnx
+from skpbas.export._network import refusal
 
 pytest.importorskip("onnxscript", reason="the export needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -124,6 +125,13 @@ def test_an_export_replaces_a_file_and_leaves_no_other(fitted, tmp_path):
     to_onnx(fitted, target, opset=18)
     assert session(target).get_inputs()[0].shape == ["n", "H", "W", 3]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_refusal_by_an_older_torch_says_which_version_to_update_to(fitted, monkeypatch):
+    assert "update" not in str(refusal(fitted, "torch.onnx", ValueError("no")))
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    told = str(refusal(fitted, "torch.onnx", ValueError("no")))
+    assert told.endswith("; this is torch 2.9.1+cpu: update to 2.14 or newer first")
 
 
 def test_a_failed_export_leaves_the_file_that_was_there(good_images, tmp_path):

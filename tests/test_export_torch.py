@@ -25,7 +25,7 @@ def opened(path):
 @pytest.mark.parametrize("case", ALL)
 def test_a_program_computes_the_scores_and_maps_of_its_detector(case, good_images, tmp_path):
     if case == "crop" and TORCH < (2, 9):
-        pytest.skip("torch before 2.9 cannot export the larger of two sizes")
+        pytest.skip("torch 2.7 cannot export the larger of two sizes")
     detector = fitted_detector(good_images, **ALL[case])
     to_torch(detector, tmp_path / "detector.pt2")
     program = opened(tmp_path / "detector.pt2")

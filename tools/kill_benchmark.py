@@ -40,7 +40,7 @@ def main() -> None:
         start = time.monotonic()
         subprocess.run([*command, str(whole)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         duration = time.monotonic() - start
-        kept = []
+        kept, n_killed = [], 0
         for _ in range(options.n):
             process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
@@ -48,11 +48,14 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                n_killed += 1
             kept.append(len(list(killed.glob("runs/*.json"))))
         subprocess.run([*command, str(killed)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         different = [file for file in FILES if comparable(whole / file) != comparable(killed / file)]
         left = [str(path.relative_to(killed)) for path in killed.rglob("*") if path.name.startswith(".")]
-    print(f"an uninterrupted benchmark took {duration:.0f} s; finished runs after each kill: {kept}")
+    print(
+        f"an uninterrupted benchmark took {duration:.0f} s; {n_killed} were killed, then so many runs were done: {kept}"
+    )
     print(f"files that differ: {', '.join(different) or 'none'}; hidden files left: {', '.join(left) or 'none'}")
     if different:
         raise SystemExit(1)

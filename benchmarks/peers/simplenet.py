@@ -1,18 +1,18 @@
 """SimpleNet with the parts of skpbas: Gaussian synthesis, no centers.
 
 Liu, Zhou, Xu, Wang: "SimpleNet: A Simple Network for Image Anomaly Detection and Localization", CVPR 2023. Its
-equations, in its order, and what computes them here:
+equations, in words and in its order, and what computes them here:
 
 - Local features: neighborhoods of p x p positions of each level, pooled, levels brought to the size of the first and
-  concatenated (Eq. 1 to 4): :class:`skpbas.core.backbones.FeatureExtractor`, with ``patch_size=3`` and layers 2 and 3.
-- Adaptor q = G(o), one linear layer (Eq. 5): :class:`skpbas.core.networks.Projector`, ``projector_init="xavier"``.
-- Anomalies q- = q + e, e of N(0, sigma^2) in each dimension, sigma = 0.015 (Eq. 6):
+  concatenated: :class:`skpbas.core.backbones.FeatureExtractor`, with ``patch_size=3`` and layers 2 and 3.
+- Adaptor q = G(o), one linear layer: :class:`skpbas.core.networks.Projector`, ``projector_init="xavier"``.
+- Anomalies q- = q + e, e of N(0, sigma^2) in each dimension, sigma = 0.015:
   :func:`skpbas.core.synthesis.gaussian`, ``noise_std=0.015``.
 - Discriminator D, positive for normal features: linear, batch norm, leaky ReLU (0.2), linear, 1,024 hidden units:
   :class:`skpbas.core.networks.Discriminator`, ``n_heads=1, hidden_dim=1024``. Its logit is -D.
-- Loss max(0, th - D(q)) + max(0, th + D(q-)), th = 0.5, averaged over patches (Eq. 7 and 8):
+- Loss max(0, th - D(q)) + max(0, th + D(q-)), th = 0.5, averaged over patches:
   :class:`SimpleNetObjective`. There is no loss of distances to centers.
-- Scores: -D(q) of a patch, the largest of an image (Eq. 9 to 11); a map is upsampled and smoothed, sigma = 4.
+- Scores: -D(q) of a patch, the largest of an image; a map is upsampled and smoothed, sigma = 4.
 
 What differs from the publication: the backbone and its input, which are those of all methods here; features have as
 many dimensions as the levels have channels (384), not 1,536; the detector of the last epoch is measured, not the one
@@ -78,7 +78,7 @@ class _TermsWithoutCenter(StepTerms):
 
 
 class SimpleNetObjective(PBASObjective):
-    """SimpleNet's loss of a step (Eq. 5 to 8); the center set is not used."""
+    """SimpleNet's loss of a step; the center set is not used."""
 
     def forward(self, features: Tensor) -> StepTerms:
         """Compute the terms for (N, d) patch features o."""

@@ -27,7 +27,7 @@ TESTED_TORCH = (2, 14)
 """Version from which every export is tested; torch 2.7 and 2.9 refuse some or all."""
 
 LARGEST_BATCH = 2**31 - 1
-"""Images of a batch; torch before 2.8 refuses a number without a limit."""
+"""Images of a batch; torch 2.7 refuses a number without a limit."""
 
 _NOT_SETTINGS = ("device", "memory", "n_jobs", "random_state", "verbose", "weights")  # of the machine, or paths
 
