@@ -13,7 +13,7 @@ from skpbas.datasets import DEFECT_TYPES, INSPECTION_KINDS, make_inspection_imag
 from skpbas.datasets.generated import inspection
 from skpbas.datasets.generated.defects import draw_damage
 from skpbas.datasets.generated.light import Lighting, Surface, draw_lamp, shade
-from skpbas.datasets.generated.noise import fractal_noise, plane
+from skpbas.datasets.generated.noise import FINEST, fractal_noise, plane
 from skpbas.datasets.generated.parts import HexNut, Placement, hex_nut, screw
 from skpbas.datasets.generated.prints import board
 from skpbas.datasets.generated.products import PRODUCTS
@@ -210,6 +210,21 @@ def test_stretched_noise_varies_less_along_its_direction():
     field = fractal_noise(np.random.default_rng(0), (128, 128), 1.5, stretch=20)
     along, across = (np.abs(np.diff(field, axis=axis)).mean() for axis in (1, 0))
     assert along < 0.5 * across
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (200, 256), (256, 640)])
+def test_noise_has_every_structure_that_256_pixels_show(shape):
+    noise, unlimited = (fractal_noise(np.random.default_rng(0), shape, 0.3, finest=f) for f in (FINEST, 0.0))
+    np.testing.assert_array_equal(noise, unlimited)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (768, 1280)])
+def test_noise_of_a_large_image_has_no_finer_structures_than_that_of_a_small_one(shape):
+    noise = fractal_noise(np.random.default_rng(0), shape, 0.3, stretch=25, angle=0.4)
+    fy, fx = (np.fft.fftfreq(n, 1 / min(shape)) for n in shape)
+    power = np.square(np.abs(np.fft.fft2(noise)))
+    beyond = power[np.hypot(fy[:, None], fx[None, :]) > 2 / FINEST].sum() / power.sum()
+    assert beyond < 1e-3  # a fifth or more without a limit
 
 
 def test_a_slope_that_faces_the_lamp_is_brighter():

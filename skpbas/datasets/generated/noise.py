@@ -16,6 +16,9 @@ from scipy import fft
 Field = NDArray[np.floating[Any]]  # float32 wherever speed matters
 Shape = tuple[int, int]
 
+FINEST = 1 / (128 * math.sqrt(2))
+"""Wavelength of the finest structures, in shorter sides of the image: what 256 pixels show, diagonals included."""
+
 
 @lru_cache(maxsize=16)
 def plane(shape: Shape) -> tuple[Field, Field]:
@@ -51,7 +54,7 @@ def fractal_noise(
     exponent: float = 1.0,
     *,
     coarsest: float = 1.0,
-    finest: float = 0.0,
+    finest: float = FINEST,
     stretch: float = 1.0,
     angle: float = 0.0,
 ) -> Field:
@@ -67,8 +70,9 @@ def fractal_noise(
         How fast the amplitude falls with frequency: 0 is white noise, 1 cloudy, 2 very smooth.
     coarsest : float, default=1.0
         Size of the largest structures, in shorter sides of the image.
-    finest : float, default=0.0
-        Size below which structures fade, in shorter sides of the image; 0 keeps all of them.
+    finest : float, default=FINEST
+        Wavelength below which structures fade, in shorter sides of the image; 0 keeps all of them. Without it, rough
+        noise would turn into noise of single pixels in large images, and its coarse structures would fade.
     stretch : float, default=1.0
         How many times longer structures are along `angle` than across it.
     angle : float, default=0.0
@@ -94,7 +98,8 @@ def fractal_noise(
     squared = np.square(along * np.float32(stretch)) + np.square(across)
     gain = (squared + np.float32(coarsest**-2)) ** np.float32(-exponent / 2)
     if finest > 0:
-        gain *= np.exp(-squared * np.float32(finest**2))
+        beyond = np.maximum(np.sqrt(np.square(fx) + np.square(fy)) * np.float32(finest) - 1, 0)
+        gain *= np.exp(-np.square(2 * beyond))
     gain[0, 0] = 0  # zero mean
     noise: Field = fft.irfft2(fft.rfft2(white_noise(rng, shape)) * gain, s=shape)
     noise /= max(float(noise.std()), 1e-12)
