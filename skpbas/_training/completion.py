@@ -223,7 +223,8 @@ def summed_scores(
     of_held_out = summed.mean(
         [fill_ignored(scores.of_held_out, i) for scores, i in zip(scores_of_scales, of_those, strict=True)]
     )
-    return TrainingPatchScores(as_new, held_out, fill_ignored(of_held_out, of_those[0], n_tiles))
+    of_held_out = fill_ignored(of_held_out, of_those[0], n_tiles)
+    return TrainingPatchScores(as_new, held_out, of_held_out, scores_of_scales[0].discriminator_bias)
 
 
 def scorer_precision(scorer: PatchScorer, precision: str, device: torch.device) -> torch.dtype:

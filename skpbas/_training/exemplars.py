@@ -7,7 +7,7 @@ They depend only on the features, not on a seed or on anything trained, so candi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from skpbas._features.digests import digest_of, tensor_digest
 from skpbas._features.sampling import TrainingFeatures
+from skpbas._training.threshold import discriminator_bias
 from skpbas.core.coreset import Coreset
 from skpbas.core.devices import inference_batch
 from skpbas.core.networks import Discriminator, Projector
@@ -36,11 +37,14 @@ class TrainingPatchScores:
         Rows of a fifth of the images; none, if there are fewer than three different ones.
     of_held_out : Tensor of shape (m, H_0, W_0)
         Their scores against exemplars that were selected among the other images, as if these were all.
+    discriminator_bias : float, default=1
+        Ratio of scores of images that the discriminator was not trained on to those of ``as_new``.
     """
 
     as_new: Tensor
     held_out: Tensor
     of_held_out: Tensor
+    discriminator_bias: float = 1.0
 
     def bias(self, of_images: Callable[[Tensor], Tensor], n_tiles: int) -> float:
         """Return the ratio of what new images and training images scored as new have, as a geometric mean.
@@ -48,11 +52,11 @@ class TrainingPatchScores:
         ``of_images`` returns a positive value (n,) for each image with these patch scores (n * n_tiles, H_0, W_0).
         """
         if not len(self.held_out):
-            return 1.0
+            return self.discriminator_bias
         new, as_new = of_images(self.of_held_out), of_images(self.as_new[self.held_out.to(self.as_new.device)])
         smallest = torch.finfo(torch.float32).eps
         new, as_new = (values.cpu().double().clamp_min(smallest) for values in (new, as_new))  # no float64 on mps
-        return float((new.log() - as_new.log()).mean().exp())
+        return self.discriminator_bias * float((new.log() - as_new.log()).mean().exp())
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ def fused_scorer(
     scorer.precision = precision
     parts = features.parts_in_order(inference_batch(features.device))
     as_new = scorer.standardize(parts, found.nearest, n_tiles=features.n_tiles, ignored=features.ignored)
-    return scorer, with_held_out(features, scorer, as_new, n_exemplars, pool_size)
+    scores = with_held_out(features, scorer, as_new, n_exemplars, pool_size)
+    n_different = len(features.image_numbers.unique()) * features.n_tiles
+    return scorer, replace(scores, discriminator_bias=discriminator_bias(n_different))
 
 
 def with_held_out(

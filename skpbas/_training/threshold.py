@@ -3,12 +3,14 @@
 An image score is a maximum over patches, so on the logit scale (probabilities are bounded by 1) the scores of normal
 images follow a Gumbel distribution. If training images can be scored as if they were new, as in the fused score, it is
 fitted to their own scores: to the logarithms, because fused scores are ratios of distances. Their variance is averaged
-with a usual one, which matters for few images, and the caller multiplies the result by the bias that leaving out an
-image's own exemplars causes (see ``exemplars.py``). The discriminator's scores
-of training images are lower and closer together than those of unseen images, the more so the fewer images there are.
-Then a second head is trained on one half of the images, for the same number of epochs; its scores of the other half, in
-standard deviations of the half that it was trained on, predict the detector's scores of unseen images. Training
-on half of the images widens the gap, so the estimate errs toward fewer false alarms.
+with a usual one, which matters for few images, and the caller multiplies the result by two ratios of new images' scores
+to these: one is measured, as own exemplars are left out (see ``exemplars.py``), one is known by experience, as the
+discriminator has seen these images (``discriminator_bias``).
+
+By the discriminator alone, scores of training images are lower and closer together than those of unseen images, the
+more so the fewer images there are. Then a second head is trained on one half of the images, for the same number of
+epochs; its scores of the other half, in standard deviations of the half that it was trained on, predict the detector's
+scores of unseen images. Training on half of the images widens the gap, so the estimate errs toward fewer false alarms.
 """
 
 from __future__ import annotations
@@ -99,6 +101,15 @@ def offset_at_rate(scores: NDArray[np.float64], offset: float, rate: float, othe
     """
     usual, ratio = float(scores.mean()), _gumbel_quantile(other) / max(_gumbel_quantile(rate), _gumbel_quantile(0.4))
     return usual - max(usual - offset, 0.0) * max(ratio, 0.0)
+
+
+def discriminator_bias(n_images: int) -> float:
+    """Return how much higher images score that the discriminator has not seen than the n training images, as a ratio.
+
+    Measured after the default training on 10, 20 and 40 images of five products as 1.13, 1.08 and 1.04. Fewer images
+    count as ten, which errs toward flagging.
+    """
+    return math.exp(2 / (max(n_images, 10) + 6))
 
 
 def oddness(ratios: NDArray[np.float64], usual_std: float = USUAL_STD) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from skpbas import PBASDetector
 from skpbas._features.sampling import TrainingFeatures
 from skpbas._features.store import FeatureStore
 from skpbas._training import exemplars
-from skpbas._training.threshold import offset_of_ratios
+from skpbas._training.threshold import discriminator_bias, offset_of_ratios
 from skpbas.core.aggregation import PatchAggregator
 from skpbas.core.coreset import Coreset
 from skpbas.datasets import make_inspection_images
@@ -108,9 +108,19 @@ def test_the_bias_lowers_the_threshold_and_the_p_values():
 
 
 @pytest.mark.parametrize("n_images", [2, 3])
-def test_two_images_have_no_bias_and_three_do(n_images, good_images):
+def test_two_images_do_not_tell_the_bias_of_exemplars_and_three_do(n_images, good_images):
     detector = small_detector(max_epochs=1).fit(good_images[:n_images])
-    assert (float(detector.model_.patch_scorer.bias) == 1.0) == (n_images == 2)
+    told = float(detector.model_.patch_scorer.bias) / discriminator_bias(n_images)
+    assert (told == pytest.approx(1.0, rel=1e-6)) == (n_images == 2)
+
+
+def test_the_discriminator_scores_images_higher_that_it_was_not_trained_on():
+    images = make_inspection_images(90, 0, kind="wood", size=64, random_state=0).images
+    detector = PBASDetector("embedded", image_size=64, random_state=0, device="cpu").fit(images[:20])
+    scorer = detector.model_.patch_scorer
+    of_exemplars = float(scorer.bias) / discriminator_bias(20)
+    ratio = unseen_to_training(detector, images[20:])
+    assert abs(np.log(float(scorer.bias) / ratio)) < abs(np.log(of_exemplars / ratio))
 
 
 def test_a_search_selects_the_exemplars_without_a_fifth_of_the_images_once(good_images, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import small_detector, textured_images
 
-from skpbas._training.threshold import auto_offset, offset_of_ratios
+from skpbas._training.threshold import auto_offset, discriminator_bias, offset_of_ratios
 from skpbas.core.patch_scores import DiscriminatorScorer, FusedScorer
 from skpbas.errors import TrainingError
 
@@ -162,3 +162,14 @@ def test_contamination_does_not_change_the_scores():
     images = textured_images(10)
     auto, fixed = (small_detector(max_epochs=2, contamination=c).fit(images) for c in ("auto", 0.1))
     np.testing.assert_array_equal(auto.score_samples(images), fixed.score_samples(images))
+
+
+def test_what_the_discriminator_has_not_seen_matters_the_more_the_fewer_images_it_has_seen():
+    biases = np.array([discriminator_bias(n) for n in (10, 20, 40, 100, 1000)])
+    np.testing.assert_allclose(biases[:3], [1.13, 1.08, 1.04], atol=0.006)  # measured
+    assert (np.diff(biases) < 0).all()
+    assert 1 < biases[-1] < 1.005
+
+
+def test_fewer_than_ten_images_are_taken_for_ten_so_that_their_threshold_errs_toward_flagging():
+    assert discriminator_bias(2) == discriminator_bias(10)
