@@ -4,8 +4,8 @@ An image score is a maximum over patches, so on the logit scale (probabilities a
 images follow a Gumbel distribution. If training images can be scored as if they were new, as in the fused score, it is
 fitted to their own scores: to the logarithms, because fused scores are ratios of distances. Their variance is averaged
 with a usual one, which matters for few images, and the caller multiplies the result by two ratios of new images' scores
-to these: one is measured, as own exemplars are left out (see ``exemplars.py``), one is known by experience, as the
-discriminator has seen these images (``discriminator_bias``).
+to these: one is measured, as own exemplars are left out (see ``exemplars.py``); the other is what it was on several
+products, as the discriminator has seen the training images (``discriminator_bias``).
 
 By the discriminator alone, scores of training images are lower and closer together than those of unseen images, the
 more so the fewer images there are. Then a second head is trained on one half of the images, for the same number of
@@ -104,7 +104,7 @@ def offset_at_rate(scores: NDArray[np.float64], offset: float, rate: float, othe
 
 
 def discriminator_bias(n_images: int) -> float:
-    """Return how much higher images score that the discriminator has not seen than the n training images, as a ratio.
+    """Return the ratio of scores of images that the discriminator has not seen to those of its training images.
 
     Measured after the default training on 10, 20 and 40 images of five products as 1.13, 1.08 and 1.04. Fewer images
     count as ten, which errs toward flagging.

@@ -174,7 +174,7 @@ class ExemplarScorer(PatchScorer):
         Image scores of the training images, scored as if they were new.
     bias : Tensor of shape ()
         Ratio of new images' scores to these: where an image's own exemplars are left out, those of similar images that
-        were not selected because of them are missing too.
+        were not selected because of them are missing too, and the discriminator has seen the training images.
     """
 
     largest = LARGEST
