@@ -2,6 +2,7 @@
 
     python benchmarks/runtimes.py agreement --data DATA --weights resnet18.pth
     python benchmarks/runtimes.py speed --weights resnet18.pth
+    python benchmarks/runtimes.py tiles --threads 2 --rounds 3
 
 "agreement" fits a detector with the default parameters for each category and backbone, exports it, and compares the
 test images' scores with those of the detector in float32: the largest relative difference, Spearman's rank correlation,
@@ -12,6 +13,9 @@ Times are from pixels to results with score, label and anomaly map, for one imag
 all in one run, in turn; "ratio" is to the bare backbone, eager torch in float32, of torchvision or, for "embedded", the
 network as the package makes it. Start and memory are those of a new process, up to its first result and beyond what it
 holds after opening the file.
+
+"tiles" is the time of one large plate, inspected by the embedded network in tiles of 256 pixels, all in one run, in
+turn; "ratio" is to the package with torch.
 """
 
 from __future__ import annotations
@@ -175,15 +179,34 @@ def speed(backbone: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def tiles(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of one plate in tiles."""
+    size = tuple(options.plate)
+    plates = list(make_inspection_images(3, 0, kind="brushed_metal", size=size, random_state=0).images)
+    fresh = PBASDetector("embedded", tile=256, image_size=256, max_epochs=1, random_state=0, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        written(fresh.fit(plates[:2]), Path(folder))
+        detectors = {name: opener() for name, opener in openers(Path(folder), options.threads).items()}
+    jobs = {
+        name: lambda detector=detector: list(stream_of(detector)(plates[2:])) for name, detector in detectors.items()
+    }
+    seconds = in_turn(jobs, options.rounds, pause=0.1)
+    return [
+        {"computed by": name, "s per plate": f"{taken:.2f}", "ratio": f"{taken / seconds['torch']:.2f}"}
+        for name, taken in seconds.items()
+    ]
+
+
 def main() -> None:
     """Parse the command line, run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agreement", "speed"])
+    parser.add_argument("what", choices=["agreement", "speed", "tiles"])
     parser.add_argument("--data", type=Path, help="folder of categories in MVTec AD's layout")
     parser.add_argument("--category", nargs="+", default=["bottle", "screw"])
     parser.add_argument("--backbone", nargs="+", choices=BACKBONES)
     parser.add_argument("--weights", default="imagenet", help="of resnet18: a state dict")
     parser.add_argument("--size", type=int, default=256, help="side of generated images")
+    parser.add_argument("--plate", type=int, nargs=2, default=[3000, 4000], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--every", type=int, default=1, help="take every so manyth test image")
     parser.add_argument("--seed", type=int, default=0)
@@ -194,6 +217,8 @@ def main() -> None:
     if options.what == "agreement":
         backbones = options.backbone or BACKBONES[:2]  # of the third there are no weights without a connection
         rows = [row for c in options.category for b in backbones for row in agreement(b, c, options)]
+    elif options.what == "tiles":
+        rows = tiles(options)
     else:
         rows = [row for backbone in options.backbone or BACKBONES for row in speed(backbone, options)]
     report(f"runtimes_{options.what}", rows, options.output)
