@@ -160,9 +160,9 @@ class PBASDetector(
     device : "auto", str or torch.device, default="auto"
         "auto": cuda, mps or cpu, the first available.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        "auto": float32, but the discriminator computes in bfloat16, in training and in the fused score, if the hardware
-        has instructions for it; training features are stored in float16. "float32": everything in float32. "bfloat16":
-        backbone, discriminator and stored features in bfloat16.
+        "auto": float32, but the discriminator computes in bfloat16, in training and in the fused score, on
+        hardware that is faster in it; training features are stored in float16. "float32": everything in float32.
+        "bfloat16": backbone, discriminator and stored features in bfloat16.
     random_state : int, RandomState or None, default=None
         An int gives the same detector on the same machine with the same number of threads. The global random streams of
         numpy and torch are neither read nor changed.

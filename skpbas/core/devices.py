@@ -60,12 +60,17 @@ def inference_batch(device: torch.device) -> int:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware has instructions for matrix products in bfloat16, which are then faster."""
+    """Return whether the hardware computes matrix products faster in bfloat16 than in float32.
+
+    A processor has a matrix unit for it (AMX) or is AMD's with AVX-512 BF16. Intel's has these instructions too, but
+    there they take longer than those of float32, and a virtual machine may hide the matrix unit.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        of_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+        return bool(capabilities.get("amx_bf16") or (of_amd and capabilities.get("avx512_bf16")))
     return False
 
 

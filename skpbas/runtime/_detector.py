@@ -37,7 +37,7 @@ class OnnxDetector:
       fitted on such images.
     - The ``precision`` is that of this class, whatever the detector's was. With "float32" scores are those of a
       detector with ``precision="float32"``, but for rounding; the default of :class:`~skpbas.PBASDetector`, "auto",
-      computes the discriminator and the search among exemplars in bfloat16 on processors with instructions for it.
+      computes the discriminator and the search among exemplars in bfloat16 on processors that are faster in it.
     - If all images of ``fit`` had 8 bits, the graph takes uint8, and images of 16 bits or floats are rounded to 8 bits.
 
     Any number of threads may call a detector at the same time.
@@ -48,8 +48,8 @@ class OnnxDetector:
     provider : {"auto", "onnxruntime", "openvino"}, default="auto"
         What computes; "auto": the first that is installed and has the ``precision``.
     precision : {"float32", "bfloat16"}, default="float32"
-        "bfloat16": of the backbone and the search among exemplars, which is faster on processors with instructions for
-        it, and needs OpenVINO; distances, scores and maps are still computed in float32.
+        "bfloat16": of the backbone and the search among exemplars, which needs OpenVINO and is faster on processors
+        with a matrix unit (AMX), or on AMD's with AVX-512 BF16; distances, scores and maps are still float32.
     n_threads : int or None, default=None
         Threads of one computation; None: the provider's choice, about one per core.
 
