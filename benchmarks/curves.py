@@ -4,10 +4,10 @@ r"""Accuracy in the course of training: the default recipe and the paper's, at t
         --backbone resnet18 --weights ../shared/weights/resnet18-imagenet1k_v1-to-layer3.pth
 
 The paper's recipe has constant learning rates, so its first epochs are those of any shorter run of it;
-``--paper-epochs`` is their number. A dozen epochs or more are measured on the test images, to draw the curve and to see
-what choosing the best epoch there would have gained: nothing is chosen. The rows of a category, seed and recipe are
-written to a CSV when its training ends, and it is not run again. ``seconds`` are those of the processor, without
-measuring.
+``--paper-epochs`` is their number. A dozen epochs or more (``--every``) are measured on the test images, to draw the
+curve and to see what choosing the best epoch there would have gained: nothing is chosen. The rows of a category, seed
+and recipe are written to a CSV when its training ends, and it is not run again. ``seconds`` are those of the processor,
+without measuring.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ PAPER_RECIPE = (
     "projector_lr",
     "discriminator_lr",
 )
+
+
+AXES = {"epoch": "epoch", "seconds": "seconds of training, one core"}
 
 
 class EpochMetrics(Callback):  # type: ignore[misc]
@@ -138,8 +141,8 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
-def draw(rows: list[dict[str, str]], target: Path) -> None:
-    """Draw image AUROC and PRO by epoch, with a line per seed."""
+def draw(rows: list[dict[str, str]], target: Path, over: str) -> None:
+    """Draw image AUROC and PRO over "epoch" or "seconds", with a line per seed."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -158,12 +161,16 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
                 key = category, recipe, score
                 of_recipe = [row for row in rows if (row["category"], row["recipe"], row["patch_score"]) == key]
                 for i, seed in enumerate(dict.fromkeys(row["seed"] for row in of_recipe)):
-                    points = sorted((int(row["epoch"]), float(row[metric])) for row in of_recipe if row["seed"] == seed)
+                    points = sorted((float(row[over]), float(row[metric])) for row in of_recipe if row["seed"] == seed)
                     label = f"{recipe} recipe, {score} score" if i == 0 else None
                     axis.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1)
-            axis.set(xlabel="epoch", ylabel=title if column == 0 else None)
+            axis.set(xlabel=AXES[over], ylabel=title if column == 0 else None)
+            if over == "seconds":
+                axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
         axes[0, column].set_title(category)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colors), fontsize=8)
+    labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(categories), fontsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
 
@@ -183,11 +190,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--recipe", nargs="+", default=["default", "paper"], choices=["default", "paper"])
     parser.add_argument("--paper-epochs", type=int, default=10, help="epochs of the paper's recipe")
+    parser.add_argument("--every", type=int, help="measure the paper's recipe at every n-th epoch; by default at a dozen")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/curves.csv"))
     parser.add_argument(
         "--memory", type=Path, default=Path("benchmarks/results/feature_maps"), help="folder that keeps feature maps"
     )
     parser.add_argument("--draw", type=Path, help="SVG file to draw the curves in")
+    parser.add_argument("--over", default="epoch", choices=list(AXES), help="horizontal axis of the curves")
     options = parser.parse_args()
 
     for name in options.category:
@@ -209,7 +218,7 @@ def main() -> None:
                 if (name, recipe, str(seed)) in {(row["category"], row["recipe"], row["seed"]) for row in written}:
                     continue
                 category = category or load_features(name, options.data, detector)
-                every = 2 if recipe == "default" else max(options.paper_epochs // 12, 1)
+                every = 2 if recipe == "default" else options.every or max(options.paper_epochs // 12, 1)
                 rows = run(category, detector, seed, every)
                 key = {"category": name, "seed": seed, "recipe": recipe, "epochs": rows[-1]["epoch"]}
                 append_rows(options.output, [key | row for row in rows])
@@ -218,7 +227,7 @@ def main() -> None:
     if rows_read:
         print(table(summary(rows_read)))
         if options.draw:
-            draw(rows_read, options.draw)
+            draw(rows_read, options.draw, options.over)
 
 
 if __name__ == "__main__":
