@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--recipe", nargs="+", default=["default", "paper"], choices=["default", "paper"])
     parser.add_argument("--paper-epochs", type=int, default=10, help="epochs of the paper's recipe")
-    parser.add_argument("--every", type=int, help="measure the paper's recipe at every n-th epoch; by default at a dozen")
+    parser.add_argument("--every", type=int, help="measure the paper's recipe every n epochs; by default a dozen times")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/curves.csv"))
     parser.add_argument(
         "--memory", type=Path, default=Path("benchmarks/results/feature_maps"), help="folder that keeps feature maps"
