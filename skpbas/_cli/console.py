@@ -23,6 +23,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 """Exit codes: the last two are those of a program that a signal ended."""
 
 _OUR_WARNINGS = (UserWarning, RuntimeWarning)
+_MOST_WARNINGS = 10_000  # that are remembered
 
 _BREAK = re.compile(r"\s*[\t\n\v\f\r]\s*")  # other blanks may be part of the name of a file
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
@@ -197,14 +198,17 @@ def _print_any_character() -> None:
 
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print each warning as one line on standard error, and none twice."""
-    printed: set[str] = set()
+    """Print each warning as one line on standard error, and none that is among the last ones."""
+    printed: dict[str, None] = {}
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         text = one_line(message)
         if text not in printed:
-            printed.add(text)
             note(f"warning: {text}")
+        printed.pop(text, None)
+        printed[text] = None
+        if len(printed) > _MOST_WARNINGS:  # those of a hot folder name its images
+            del printed[next(iter(printed))]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

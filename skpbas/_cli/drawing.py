@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,40 @@ def mask_of(regions: Sequence[Region], shape: Sequence[int]) -> NDArray[np.bool_
 
 
 class PictureNames:
-    """Names of the pictures of images below a folder, no two of which are the same."""
+    """Names of the pictures of images below a folder, no two of which are the same.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._taken: set[str] = set()
+    Only the last ``n_remembered`` names are remembered, since a hot folder has no end. Once one was forgotten, no file
+    that is there is written over either.
+    """
+
+    def __init__(self, folder: Path, n_remembered: int = 100_000) -> None:
+        self.folder, self.n_remembered = folder, n_remembered
+        self._taken: dict[str, int] = {}  # by name, the next number of the pictures that would have this name
+        self._has_forgotten = False
 
     def __call__(self, below: Path) -> Path:
         """Return the name of the picture of an image with this relative path, in the same subfolder."""
         inner = Path(*(part for part in below.parent.parts if part not in ("..", below.anchor)))
-        stem, number = below.stem, 1
-        while True:
-            name = inner / (f"{stem}_map.png" if number == 1 else f"{stem}-{number}_map.png")
-            if str(name).casefold() not in self._taken:  # a file system may not tell cases apart
-                self._taken.add(str(name).casefold())
-                return self.folder / name
-            number += 1
+        wanted = inner / f"{below.stem}_map.png"
+        name, number = wanted, self._taken.pop(_folded(wanted), 1)
+        if number > 1 or self._is_there(name):
+            number = max(number, 2)
+            while _folded(name := inner / f"{below.stem}-{number}_map.png") in self._taken or self._is_there(name):
+                number += 1
+        self._taken[_folded(name)] = 2
+        self._taken[_folded(wanted)] = number + 1
+        while len(self._taken) > self.n_remembered:
+            del self._taken[next(iter(self._taken))]
+            self._has_forgotten = True
+        return self.folder / name
+
+    def _is_there(self, name: Path) -> bool:
+        return self._has_forgotten and os.path.lexists(self.folder / name)
+
+
+def _folded(name: Path) -> str:
+    """Return a name as it is compared: a file system may not tell cases apart."""
+    return str(name).casefold()
 
 
 def save_picture(picture: RGB, path: Path) -> None:

@@ -78,6 +78,14 @@ def test_warnings_are_one_line_each_and_none_is_repeated(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: a b\nwarning: c\n"
 
 
+def test_a_warning_is_forgotten_only_when_many_others_came_after_it(monkeypatch, capsys):
+    monkeypatch.setattr(console, "_MOST_WARNINGS", 2)
+    with console.warnings_as_lines():
+        for text in "aababcbca":
+            warnings.warn(text, UserWarning, stacklevel=1)
+    assert capsys.readouterr().err.split("\n") == [f"warning: {text}" for text in "abca"] + [""]
+
+
 @pytest.mark.parametrize(
     ("arguments", "package"),
     [(["evaluate", "a.onnx", "b"], "sklearn"), (["predict", "a.skpbas", "b"], "torch"), (["fit", "--help"], "torch")],

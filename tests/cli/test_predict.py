@@ -188,6 +188,28 @@ def test_names_of_pictures_differ_also_where_case_does_not_count():
     ]
 
 
+def test_a_picture_is_not_named_like_the_second_one_of_another_image():
+    name = PictureNames(Path("maps"))
+    found = [name(Path(image)).name for image in ("a.png", "a.jpg", "a-2.png", "a.bmp", "a-2.jpg")]
+    assert found == ["a_map.png", "a-2_map.png", "a-2-2_map.png", "a-3_map.png", "a-2-3_map.png"]
+
+
+@pytest.mark.parametrize("n_remembered", [1, 2, 3, 100])
+def test_no_picture_is_written_over_however_few_names_are_remembered(tmp_path, n_remembered):
+    name = PictureNames(tmp_path, n_remembered)
+    for image in ["newest.png", "a.png", "A.png", "a-2.png", "newest.png", "b.png"] * 4:
+        picture = name(Path(image))
+        assert not picture.exists()
+        picture.touch()
+        assert len(name._taken) <= n_remembered
+    assert len(list(tmp_path.iterdir())) == 24
+
+
+def test_a_second_run_writes_over_the_pictures_of_the_first_one(tmp_path):
+    (tmp_path / "a_map.png").touch()
+    assert PictureNames(tmp_path)(Path("a.png")) == tmp_path / "a_map.png"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
