@@ -28,6 +28,7 @@ _MOST_WARNINGS = 10_000  # that are remembered
 _BREAK = re.compile(r"\s*[\t\n\v\f\r]\s*")  # other blanks may be part of the name of a file
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _FOR_PYTHON = "; pass a single image as X[None]"
+_OF_FOLDER = re.compile(r" is a folder: list its images with skpbas\.datasets\.list_images\(.*\)")
 _POSITION = re.compile(r"\b(?:X|images|masks)\[\d+\] \(([^()]+)\)")
 
 _OF_PARAMETERS = (
@@ -81,7 +82,9 @@ def note(line: str) -> None:
 
 def one_line(text: object) -> str:
     """Return a text on one line, with files without their positions in a sequence, and for those who have no X."""
-    return printable(_POSITION.sub(r"\1", _BREAK.sub(" ", str(text).strip())).replace(_FOR_PYTHON, ""))
+    line = _POSITION.sub(r"\1", _BREAK.sub(" ", str(text).strip())).replace(_FOR_PYTHON, "")
+    # folders are listed before, so this one, in a list of paths, was in vain
+    return printable(_OF_FOLDER.sub(": no image files can be listed in this folder or below it", line))
 
 
 def printable(text: str) -> str:

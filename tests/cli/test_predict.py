@@ -69,6 +69,17 @@ def test_csv_and_json_hold_the_same_rows_as_the_methods_of_the_detector(saved, d
         assert item["error"] is None
 
 
+def test_a_listed_folder_without_images_is_reported_in_words_of_the_command_line(saved, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "of (two) shifts"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}\n"))
+    assert main(["predict", str(saved), "-", "--csv", "-"]) == 3
+    out, err = capsys.readouterr()
+    message = f"{folder}: no image files can be listed in this folder or below it"
+    assert err.splitlines()[0] == f"unreadable: {message}"
+    assert [row["error"] for row in rows_of(out)] == [message]
+
+
 def test_unreadable_images_are_reported_and_the_others_are_done(saved, parts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("gone.png\n"))
     broken = tmp_path / "broken.png"
