@@ -1,6 +1,6 @@
 """Sets of parameters: ``PBASDetector(**presets.THOROUGH)``.
 
-``THOROUGH`` finds more than the defaults, for up to four times their time: larger images, inspected at two scales.
+``THOROUGH`` finds more than the defaults, for about three times their time: larger images, inspected at two scales.
 Other parameters, such as the backbone, go with it: ``PBASDetector("embedded", **presets.THOROUGH)``.
 
 ``PAPER`` has the settings in the text of the paper (Section IV-B), ``REFERENCE`` those of the authors' released code.

@@ -110,7 +110,7 @@ def model_card(options: argparse.Namespace, distillation: Distillation, size: in
     lines = [
         "# The embedded backbone",
         "",
-        f"Architecture: `skpbas/core/embedded.py`, widths {embedded.WIDTHS}, blocks {embedded.DEPTHS}, "
+        f"Architecture: `skpbas/core/backbones/embedded.py`, widths {embedded.WIDTHS}, blocks {embedded.DEPTHS}, "
         f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, {size / 1e6:.2f} MB in fp16, "
         "batch norms folded.",
         "",
