@@ -40,7 +40,7 @@ def write_outputs(plan: Plan, outcome: Outcome, output: Path) -> list[Path]:
         "results.html": benchmark_page(plan, outcome, grids, runs),
     }
     for name, content in contents.items():
-        write_atomically(output / name, content.encode("utf-8"))
+        write_atomically(output / name, content.encode("utf-8", "backslashreplace"))
     return [output / name for name in contents]
 
 
@@ -152,15 +152,15 @@ def _csv(lines: Sequence[Sequence[Any]]) -> str:
 def _markdown(
     plan: Plan, outcome: Outcome, grids: Sequence[tuple[Table, Grid, Grid | None]], runs: Sequence[Run]
 ) -> str:
-    parts = [f"# Benchmark: {plan.data_set.title}", *about(plan, outcome, len(runs))]
+    parts = [_escaped(f"# Benchmark: {plan.data_set.title}"), *map(_escaped, about(plan, outcome, len(runs)))]
     if outcome.failures:
         lines = [
-            f"- {one.category}, {one.setting}" + ("" if one.seed is None else f", seed {one.seed}") + f": {one.reason}"
+            _escaped(f"- {one.category}, {one.setting}{'' if one.seed is None else f', seed {one.seed}'}: {one.reason}")
             for one in outcome.failures
         ]
         parts += ["## Failed", "\n".join(lines)]
     for table, main, protocol in grids:
-        parts += [f"## {table.study.heading}", " ".join(table.notes)]
+        parts += [f"## {table.study.heading}", _escaped(" ".join(table.notes))]
         parts.append(_pipes(main) if main[1] else "No run of this table is finished.")
         if protocol is not None:
             parts += ["How much is protocol, on the same runs:", _pipes(protocol)]
@@ -176,4 +176,9 @@ def _markdown(
 def _pipes(grid: Grid, *, numbers: bool = True) -> str:
     header, rows = grid
     lines = [header, ["---"] + ["---:" if numbers else "---"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_escaped(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Return a text that Markdown does not take for HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,15 +15,17 @@ from typing import Any
 
 import skpbas
 from skpbas._benchmark.measuring import Protocol, measure
+from skpbas._benchmark.published import AVERAGE
 from skpbas._benchmark.sources import CategoryImages, DataSet
 from skpbas._benchmark.studies import RESULTS, Setting, Study, check_parameters, parameters_of
 from skpbas._benchmark.surroundings import surroundings
 from skpbas._training.saving import write_atomically
 from skpbas.errors import FileFormatError, SkpbasError
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "runs"
 _FAILURES = (SkpbasError, ValueError, OSError, ArithmeticError, RuntimeError, MemoryError)
+EVERY = "every setting"
 
 Say = Callable[[str], object]
 
@@ -60,6 +63,12 @@ class Plan:
     def __post_init__(self) -> None:
         if wrong := [seed for seed in self.seeds or () if not 0 <= seed < 2**32]:
             raise ValueError(f"seeds: {wrong[0]} is not from 0 to 4,294,967,295")
+        if odd := [name for name in self.categories if not name.isprintable() or name == AVERAGE]:
+            raise ValueError(
+                f"category {odd[0]!r}: the name "
+                + ("is that of the row of means" if odd[0] == AVERAGE else "has characters that cannot be printed")
+                + "; rename its folder"
+            )
         for _, case, _ in self.cases:
             try:
                 check_parameters({**case.parameters, **self.runtime})
@@ -121,6 +130,34 @@ class Outcome:
     records: dict[tuple[str, str, int], dict[str, Any]]
     failures: list[Failure]
 
+    def fail(self, category: str, setting: str, seed: int | None, error: BaseException) -> str:
+        """Note a failure, and return its reason."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self.failures.append(Failure(category, setting, seed, reason))
+        return reason
+
+
+@dataclass(frozen=True)
+class _Run:
+    category: str
+    case: Case
+    seed: int
+    images: CategoryImages
+    identity: dict[str, Any]
+    path: Path
+
+    @property
+    def what(self) -> str:
+        return f"{self.category}, {self.case.name}, seed {self.seed}"
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.category, self.case.key, self.seed
+
+    @property
+    def n_images(self) -> float:
+        return len(self.images.train) * self.case.share + len(self.images.test)
+
 
 def case_of(setting: Setting, base: Mapping[str, Any]) -> Case:
     """Return a setting with all its parameters."""
@@ -130,8 +167,8 @@ def case_of(setting: Setting, base: Mapping[str, Any]) -> Case:
 def execute(plan: Plan, output: Path, say: Say, after_category: Callable[[Outcome], object]) -> Outcome:
     """Run what is not finished, one category after another, and return the records of all.
 
-    A finished run is a file in ``output/runs``, which is written at once. A failed run is reported, and the others go
-    on.
+    A finished run is a file in ``output/runs``, which is written at once. A failed run is reported, one with a damaged
+    file too, and the others go on.
 
     Parameters
     ----------
@@ -144,37 +181,58 @@ def execute(plan: Plan, output: Path, say: Say, after_category: Callable[[Outcom
 
     Raises
     ------
-    FileFormatError
-        A file in ``output/runs`` is damaged.
     StorageError
         A file cannot be written.
     """
     outcome = Outcome({}, [])
-    images = _load(plan, outcome, say)
-    todo = list(_distinct(plan, images))
+    runs = list(_distinct(plan, _load(plan, outcome, say), output / FOLDER))
+    todo = _unfinished(runs, outcome, say)
     facts = surroundings(str(plan.runtime.get("device", "auto")))
-    progress = _Progress(say, [_n_images(images[category], case) for category, case, _ in todo])
+    progress = _Progress(say, [run.n_images for run in todo], len(runs) - len(todo))
     for category in plan.categories:
-        for _, case, seed in (run for run in todo if run[0] == category):
-            identity = _identity(plan, category, images[category], case, seed)
-            path = output / FOLDER / f"{_file_stem(category)}-seed{seed}-{_digest(identity)}.json"
-            what = f"{category}, {case.name}, seed {seed}"
-            if (record := _finished(path, identity)) is None:
-                progress.begin(what)
-                try:
-                    record = _run(plan, images[category], case, seed, identity, facts)
-                except _FAILURES as error:
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                    outcome.failures.append(Failure(category, case.name, seed, reason))
-                    progress.failed(what, reason)
-                    continue
-                write_atomically(path, json.dumps(record, indent=1).encode())
-                progress.done(what, record)
-            else:
-                progress.kept(what, record)
-            outcome.records[category, case.key, seed] = record
+        _run_category(plan, [run for run in todo if run.category == category], facts, outcome, progress)
         after_category(outcome)
     return outcome
+
+
+def _run_category(plan: Plan, todo: list[_Run], facts: dict[str, str], outcome: Outcome, progress: _Progress) -> None:
+    if not todo:
+        return
+    category = todo[0].category
+    try:
+        todo[0].images.check()
+    except _FAILURES as error:
+        progress.failed(category, outcome.fail(category, EVERY, None, error), len(todo))
+        return
+    for run in todo:
+        progress.begin(run.what)
+        try:
+            record = _record(plan, run, facts)
+        except _FAILURES as error:
+            progress.failed(run.what, outcome.fail(category, run.case.name, run.seed, error))
+            continue
+        checked = {**record, "sha256": _digest(record)}
+        write_atomically(run.path, json.dumps(checked, indent=1, allow_nan=False).encode())
+        outcome.records[run.key] = record
+        progress.done(run.what, record)
+
+
+def _unfinished(runs: list[_Run], outcome: Outcome, say: Say) -> list[_Run]:
+    """Note the records of finished runs, and return the others; those with a damaged file have failed."""
+    todo = []
+    for run in runs:
+        try:
+            record = _finished(run.path, run.identity)
+        except _FAILURES as error:
+            say(f"{run.what}: failed, {outcome.fail(run.category, run.case.name, run.seed, error)}")
+        else:
+            if record is None:
+                todo.append(run)
+            else:
+                outcome.records[run.key] = record
+    if outcome.records:
+        say(f"{len(outcome.records)} of {len(runs)} runs were finished before")
+    return todo
 
 
 def _load(plan: Plan, outcome: Outcome, say: Say) -> dict[str, CategoryImages]:
@@ -183,30 +241,31 @@ def _load(plan: Plan, outcome: Outcome, say: Say) -> dict[str, CategoryImages]:
     for category in plan.categories:
         try:
             images[category] = plan.data_set.load(plan.root, category)
-        except (SkpbasError, OSError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            outcome.failures.append(Failure(category, "every setting", None, reason))
-            say(f"{category}: failed, {reason}")
+        except _FAILURES as error:
+            say(f"{category}: failed, {outcome.fail(category, EVERY, None, error)}")
     return images
 
 
-def _distinct(plan: Plan, images: dict[str, CategoryImages]) -> Iterator[tuple[str, Case, int]]:
+def _distinct(plan: Plan, images: dict[str, CategoryImages], folder: Path) -> Iterator[_Run]:
     """Yield every run once, although several studies have it; those of a category share its feature maps."""
-    for category in images:
+    for category, its_images in images.items():
         seen = set()
         for _, case, seed in plan.cases:
             if (case.key, seed) not in seen:
                 seen.add((case.key, seed))
-                yield category, case, seed
+                identity = _identity(plan, category, its_images, case, seed)
+                path = folder / f"{_file_stem(category)}-seed{seed}-{_digest(identity)[:16]}.json"
+                yield _Run(category, case, seed, its_images, identity, path)
 
 
-def _run(
-    plan: Plan, images: CategoryImages, case: Case, seed: int, identity: dict[str, Any], facts: dict[str, str]
-) -> dict[str, Any]:
-    parameters = {**case.parameters, **plan.runtime}
-    measured = measure(parameters, images, share=case.share, seed=seed, protocol=plan.protocol)
+def _record(plan: Plan, run: _Run, facts: dict[str, str]) -> dict[str, Any]:
+    """Measure, and return what is kept."""
+    parameters = {**run.case.parameters, **plan.runtime}
+    measured = measure(parameters, run.images, share=run.case.share, seed=run.seed, protocol=plan.protocol)
+    if wrong := [name for name, value in measured.metrics.items() if not math.isfinite(value)]:
+        raise ValueError(f"{wrong[0]} is {measured.metrics[wrong[0]]}")
     return {
-        "identity": identity,
+        "identity": run.identity,
         "metrics": measured.metrics,
         "facts": measured.facts,
         "warnings": measured.warnings,
@@ -228,6 +287,7 @@ def _identity(plan: Plan, category: str, images: CategoryImages, case: Case, see
         "share": case.share,
         "seed": seed,
         "protocol": asdict(plan.protocol),
+        "memory": plan.runtime.get("memory") is not None,  # which keeps feature maps in float16
     }
 
 
@@ -235,11 +295,14 @@ def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Return the record of a run, or None if it is not finished."""
     try:
         record = json.loads(path.read_bytes())
+        is_whole = isinstance(record, dict) and record.pop("sha256", None) == _digest(record)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged ({error}); delete it, and its run is repeated") from error
-    if not (isinstance(record, dict) and record.get("identity") == identity):
+    if not is_whole:
+        raise FileFormatError(f"{path} is damaged: its checksum is another; delete it, and its run is repeated")
+    if record.get("identity") != identity:
         raise FileFormatError(f"{path} is not the result of the run that it is named for; delete it")
     return record
 
@@ -263,51 +326,41 @@ def _content_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _file_stem(category: str) -> str:
-    return re.sub(r"[^\w.-]", "_", category)[:60]
-
-
-def _n_images(images: CategoryImages, case: Case) -> float:
-    return len(images.train) * case.share + len(images.test)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", category)[:60]
 
 
 class _Progress:
     """Says which run is going on, and how long the others may take at the time per image so far."""
 
-    def __init__(self, say: Say, sizes: list[float]) -> None:
-        self.say, self.sizes, self.position = say, sizes, 0
+    def __init__(self, say: Say, sizes: list[float], n_finished: int = 0) -> None:
+        self.say, self.sizes, self.n_finished, self.position = say, sizes, n_finished, 0
         self.seconds = self.images = 0.0
 
     def begin(self, what: str) -> None:
         left = sum(self.sizes[self.position :])
         rest = f"; about {_duration(left * self.seconds / self.images)} left" if self.images else ""
-        self.say(f"[{self.position + 1}/{len(self.sizes)}] {what} ...{rest}")
+        number, n_runs = self.n_finished + self.position + 1, self.n_finished + len(self.sizes)
+        self.say(f"[{number}/{n_runs}] {what} ...{rest}")
 
     def done(self, what: str, record: dict[str, Any]) -> None:
         took = sum(record["seconds"].values())
-        self._next(took)
+        self.seconds += took
+        self.images += self.sizes[self.position]
+        self.position += 1
         shown = {"image AUROC": "image_auroc", "PRO": "pixel_pro"}
         figures = [
             f"{name} {100 * record['metrics'][key]:.1f} %" for name, key in shown.items() if key in record["metrics"]
         ]
         self.say(f"    {what}: {', '.join(figures)} ({_duration(took)})")
 
-    def kept(self, what: str, record: dict[str, Any]) -> None:
-        self.say(f"[{self.position + 1}/{len(self.sizes)}] {what}: finished before")
-        self._next(sum(record["seconds"].values()))
-
-    def failed(self, what: str, reason: str) -> None:
+    def failed(self, what: str, reason: str, n_runs: int = 1) -> None:
         self.say(f"    {what}: failed, {reason}")
-        self.position += 1
-
-    def _next(self, seconds: float) -> None:
-        self.seconds += seconds
-        self.images += self.sizes[self.position]
-        self.position += 1
+        self.position += n_runs
 
 
 def _duration(seconds: float) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from skpbas._inputs.decoding import decode
 from skpbas._inputs.formats import looks_like_an_image
 from skpbas.datasets import list_images, load_mpdd, load_mvtec, load_visa
+from skpbas.datasets._loaders import visa_objects
 from skpbas.errors import DatasetError
+from skpbas.masks import read_mask
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class CategoryImages:
     masks : list of Path or None, or None
         Of ``test``; None if there are none, and then no pixel metrics.
     digest : str
-        Of the names and sizes of all files, so that a result is not taken for one of other images.
+        Of the names, labels and contents of all files, so that a result is not taken for one of other images.
     """
 
     train: list[Path]
@@ -40,6 +43,38 @@ class CategoryImages:
     labels: NDArray[np.int64]
     masks: list[Path | None] | None
     digest: str
+
+    def check(self) -> None:
+        """Read every test image and mask, which takes less time than the training that would be in vain.
+
+        Raises
+        ------
+        InvalidImageError, InvalidTargetError
+            An image or a mask cannot be read.
+        DatasetError
+            The mask of a defective image has no defect, or a size of its own.
+        """
+        others: list[tuple[Path, Path, tuple[int, ...], tuple[int, ...]]] = []
+        mask_shapes = set()
+        for image, mask in zip(self.test, self.masks or [None] * len(self.test), strict=True):
+            shape = decode(image, str(image)).pixels.shape[:2]
+            if mask is None:
+                continue
+            defective = read_mask(str(mask))
+            if not defective.any():
+                raise DatasetError(
+                    f"{mask} has no defective pixel, although its image is a defective one: mark the defect, or move "
+                    f"{image} to the good images"
+                )
+            mask_shapes.add(defective.shape)
+            if defective.shape != shape:
+                others.append((mask, image, defective.shape, shape))
+        if others and len(mask_shapes) > 1:  # masks that all have one size may have that of the anomaly maps
+            mask, image, of_mask, of_image = others[0]
+            raise DatasetError(
+                f"{mask} has {of_mask[0]} x {of_mask[1]} pixels, and {image} has {of_image[0]} x {of_image[1]}: a mask "
+                "has the size of its image"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,11 +104,9 @@ class DataSet:
         DatasetError
             There is none.
         """
-        if not root.is_dir():
-            raise DatasetError(f"--root {root}: no such folder")
         if self.name == "folder":
             return _folder_categories(root)
-        there = _listed_in_visa(root) if self.name == "visa" else {path.name for path in root.iterdir()}
+        there = visa_objects(root) if self.name == "visa" else {path.name for path in root.iterdir()}
         found = [name for name in self.known if name in there]
         if not found:
             raise DatasetError(
@@ -92,20 +125,24 @@ class DataSet:
         """
         train, test = (self.loader(root, category, split) for split in ("train", "test"))
         good = [path for path, label in zip(train.images, train.labels, strict=True) if label == 1]
+        if not good:
+            raise DatasetError(f"{category}: no good training images (train/good)")
         if len(set(test.labels.tolist())) < 2:
             raise DatasetError(
                 f"{category}: every test image is {'good' if 1 in test.labels else 'defective'}; metrics compare good "
                 "and defective ones (test/good and test/<defect>)"
             )
         masks = test.masks if any(mask is not None for mask in test.masks) else None
-        files = [*good, *test.images, *(mask for mask in masks or () if mask is not None)]
+        files = [("train", path) for path in good]
+        files += [(f"test {label:+d}", path) for path, label in zip(test.images, test.labels, strict=True)]
+        files += [("mask", mask) for mask in masks or () if mask is not None]
         return CategoryImages(good, test.images, test.labels, masks, _digest(root, files))
 
 
 def _folder_categories(root: Path) -> list[str]:
     if (root / "train").is_dir():
         return [root.resolve().name]
-    found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+    found = sorted(path.name for path in root.iterdir() if (path / "train").is_dir() and path.name[0] != ".")
     if not found:
         raise DatasetError(
             f"--root {root}: no folder 'train' there or in its subfolders; expected train/good, test/good and "
@@ -117,7 +154,7 @@ def _folder_categories(root: Path) -> list[str]:
 def _load_folder(root: Path, category: str, split: Any) -> Bunch:
     """Load a category in MVTec AD's layout whose masks may be missing altogether."""
     itself = (root / "train").is_dir() and category == root.resolve().name
-    whole = root.resolve() if itself else (root / category).resolve()
+    whole = Path(os.path.abspath(root if itself else root / category))
     if (whole / "ground_truth").is_dir() or not (whole / split).is_dir():
         return load_mvtec(whole.parent, whole.name, split)  # which also says what is missing
     entries = sorted(path for path in (whole / split).iterdir() if not path.name.startswith("."))
@@ -133,20 +170,14 @@ def _load_folder(root: Path, category: str, split: Any) -> Bunch:
     return Bunch(images=images, labels=labels, masks=[None] * len(images))
 
 
-def _listed_in_visa(root: Path) -> set[str]:
-    table = root / "split_csv" / "1cls.csv"
-    if not table.is_file():
-        raise DatasetError(f"--root {root} has no split_csv/1cls.csv, which comes with VisA")
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        return {(line.get("object") or "").strip() for line in csv.DictReader(lines)}
-
-
-def _digest(root: Path, files: list[Path]) -> str:
-    root = root.resolve()
+def _digest(root: Path, files: Iterable[tuple[str, Path]]) -> str:
+    """Return a digest of files and what they are, by their names in the root: a link does not lead elsewhere here."""
     digest = hashlib.sha256()
-    for path in files:
-        name = path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else path.name
-        digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+    for what, path in files:
+        name = Path(os.path.relpath(path, root)).as_posix()
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{what}\0{name}\0{content}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 

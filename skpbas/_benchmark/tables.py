@@ -214,11 +214,37 @@ class _Builder:
             same = self.study.rows == "categories" and self.plan.data_set.name == "mvtec"
             then = "its figures are averaged over the same categories here" if same else "no difference is given"
             notes.append(f"{over}, the paper's over all {n_known} of {title}: {then}.")
-        partial = [row for row in rows if any(len(value.categories) < len(done) for value in row.values.values())]
+        return [*notes, *self._fewer(rows, done)]
+
+    def _fewer(self, rows: list[Row], done: set[str]) -> list[str]:
+        """Return which averages are over fewer categories: those of metrics that need masks, and of unfinished rows."""
+        of_metric = {
+            metric: {category for row in rows if metric in row.values for category in row.values[metric].categories}
+            for metric in self.metrics
+        }
+        fewer: dict[tuple[str, ...], list[str]] = {}
+        for metric, categories in of_metric.items():
+            if 0 < len(categories) < len(done):
+                fewer.setdefault(tuple(one for one in self.plan.categories if one in categories), []).append(metric)
+        notes = [
+            f"Averages of {_listed([LABELS[name] for name in names])} are over {len(categories)} of {len(done)} "
+            f"categories, those with masks: {', '.join(categories)}."
+            for categories, names in fewer.items()
+        ]
+        partial = {
+            row.label: len(value.categories)
+            for row in rows
+            for metric, value in row.values.items()
+            if metric in of_metric and len(value.categories) < len(of_metric[metric])
+        }
         if self.study.rows in ("settings", "seeds") and partial:
             notes.append(
                 "Averages of these rows are over fewer categories, and do not compare with the others: "
-                + "; ".join(f"{row.label} ({len(next(iter(row.values.values())).categories)})" for row in partial)
+                + "; ".join(f"{label} ({n})" for label, n in partial.items())
                 + "."
             )
         return notes
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that holds the categories")
     parser.add_argument(
-        "--categories", nargs="+", metavar="NAME", help="categories (default: all of the data set that are there)"
+        "--categories",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="categories (default: all of the data set that are there)",
     )
     parser.add_argument(
         "--table",
         nargs="+",
+        action="extend",
         type=_table,
         choices=_TABLES,
         metavar="TABLE",
@@ -68,12 +75,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         nargs="+",
-        default=(),
+        action="extend",
         metavar="NAME=VALUE",
         help="other parameters of the detector, such as image_size=320 alpha=0.5",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", help="random seeds (default: 0; 0 to 4 for Table VIII)"
+        "--seeds",
+        nargs="+",
+        action="extend",
+        type=int,
+        metavar="N",
+        help="random seeds (default: 0; 0 to 4 for Table VIII)",
     )
     parser.add_argument(
         "--best-epoch",
@@ -110,16 +122,21 @@ def run(arguments: argparse.Namespace) -> int:
     from skpbas._benchmark.runs import FOLDER, execute
 
     plan = _plan(arguments)
-    (arguments.output / FOLDER).mkdir(parents=True, exist_ok=True)
+    console.made_folder(arguments.output / FOLDER, "--output")
+    if (memory := plan.runtime["memory"]) is not None:
+        console.made_folder(Path(memory), "--memory")
     outcome = execute(
-        plan, arguments.output, console.note, lambda outcome: write_outputs(plan, outcome, arguments.output)
+        plan,
+        arguments.output,
+        lambda line: console.note(console.printable(line)),
+        lambda outcome: write_outputs(plan, outcome, arguments.output),
     )
     written = write_outputs(plan, outcome, arguments.output)
     for path in written:
         console.echo(str(path))
     if outcome.failures:
         failed = sorted({one.category for one in outcome.failures})
-        console.echo(f"{len(outcome.failures)} failed, in {', '.join(failed)}; the same command runs them again.")
+        console.echo(f"{len(outcome.failures)} failed, in {', '.join(failed)}; the same command tries them again.")
     return console.UNREADABLE if outcome.failures else console.DONE
 
 
@@ -137,12 +154,14 @@ def _plan(arguments: argparse.Namespace) -> Any:
     for study in studies:
         if study.data_set not in (None, data_set.name):
             raise ValueError(f"--table {study.name} is about {study.data_set}: use --dataset {study.data_set}")
-    there = data_set.categories(arguments.root)
+    if not arguments.root.is_dir():
+        raise ValueError(f"--root {arguments.root}: no such folder")
+    categories = map(os.path.normpath, arguments.categories or data_set.categories(arguments.root))
     memory = arguments.memory or str(arguments.output / "features")
     return Plan(
         data_set,
         arguments.root,
-        tuple(dict.fromkeys(arguments.categories or there)),
+        tuple(dict.fromkeys(categories)),
         arguments.preset,
         base_parameters(arguments.preset, _changes(arguments)),
         studies,
@@ -158,14 +177,19 @@ def _plan(arguments: argparse.Namespace) -> Any:
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    for text in arguments.set:
+    for text in arguments.set or ():
         name, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"--set {text}: expected NAME=VALUE, such as image_size=320")
+        if name in changes or (name in ("backbone", "weights") and getattr(arguments, name) is not None):
+            raise ValueError(f"--set {text}: {name} is given twice")
         try:
             changes[name] = ast.literal_eval(value)
+            json.dumps(changes[name])
         except (ValueError, SyntaxError):  # a word, such as kmeans
             changes[name] = value
+        except (TypeError, RecursionError, MemoryError) as error:
+            raise ValueError(f"--set {text}: expected a number, a word, or a list of these ({error})") from error
     if arguments.backbone is not None:
         changes["backbone"] = arguments.backbone
     if arguments.weights is not None:

@@ -190,7 +190,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="WHAT",
         help='images to score with a detector fitted to --data: files, folders, and patterns such as "parts/*.png"',
     )

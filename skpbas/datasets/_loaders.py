@@ -36,7 +36,7 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     Raises
     ------
     DatasetError
-        There is no such folder, or no image file in it.
+        There is no such folder, or no image file in it; or one is a link to a file that is not there.
 
     Examples
     --------
@@ -211,12 +211,7 @@ def load_visa(root: str | PathLike[str], category: str, split: Split = "train") 
     """
     _check_split(split)
     root = Path(root)
-    table = root / "split_csv" / "1cls.csv"
-    if not table.is_file():
-        raise DatasetError(
-            f"{_not_found('split_csv/1cls.csv', root)}; "
-            "give the folder that holds split_csv as root, or add the file (it comes with the VisA code)"
-        )
+    table = _visa_table(root)
     rows = _visa_rows(table)
     chosen = [row for row in rows if row["object"] == category and row["split"] == split]
     if not chosen:
@@ -227,13 +222,43 @@ def load_visa(root: str | PathLike[str], category: str, split: Split = "train") 
     return listing.bunch(category, split)
 
 
+def visa_objects(root: Path) -> set[str]:
+    """Return the objects that VisA's one-class split file lists."""
+    return {row["object"] for row in _visa_rows(_visa_table(root))}
+
+
+def _visa_table(root: Path) -> Path:
+    table = root / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        raise DatasetError(
+            f"{_not_found('split_csv/1cls.csv', root)}; "
+            "give the folder that holds split_csv as root, or add the file (it comes with the VisA code)"
+        )
+    return table
+
+
 def _visa_rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [name for name in _VISA_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DatasetError(f"no column {_quoted(missing)} in {table}; it has {_quoted(reader.fieldnames or ())}")
-        return [{name: (row[name] or "").strip() for name in _VISA_COLUMNS} for row in reader]
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            missing = [name for name in _VISA_COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DatasetError(
+                    f"no column {_quoted(missing)} in {table}; it has {_quoted(reader.fieldnames or ())}"
+                )
+            rows = [{name: (row[name] or "").strip() for name in _VISA_COLUMNS} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(
+            f"{table} is no table in UTF-8 ({error}): use the one that comes with the VisA code"
+        ) from error
+    listed = set()
+    for row in rows:
+        if row["split"] not in _SPLITS:
+            raise DatasetError(f"split must be 'train' or 'test', got {row['split']!r} for {row['image']} in {table}")
+        if row["image"] in listed:
+            raise DatasetError(f"{table} lists {row['image']} twice: an image is trained or tested on, and once")
+        listed.add(row["image"])
+    return rows
 
 
 def _visa_entry(root: Path, table: Path, row: dict[str, str]) -> tuple[Path, Path | None, str]:
@@ -342,8 +367,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if looks_like_an_image(path) and path.is_file())
-    return sorted(files, key=natural_path_key)
+    named = [path for path in folder.iterdir() if looks_like_an_image(path)]
+    if lost := [path for path in named if path.is_symlink() and not path.exists()]:
+        raise DatasetError(f"{min(lost)} is a link to a file that is not there: fetch the file, or remove the link")
+    return sorted((path for path in named if path.is_file()), key=natural_path_key)
 
 
 def _image_files() -> str:
