@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -63,7 +64,7 @@ class Plan:
     def __post_init__(self) -> None:
         if wrong := [seed for seed in self.seeds or () if not 0 <= seed < 2**32]:
             raise ValueError(f"seeds: {wrong[0]} is not from 0 to 4,294,967,295")
-        if odd := [name for name in self.categories if not name.isprintable() or name == AVERAGE]:
+        if odd := [name for name in self.categories if name == AVERAGE or _is_unprintable(name)]:
             raise ValueError(
                 f"category {odd[0]!r}: the name "
                 + ("is that of the row of means" if odd[0] == AVERAGE else "has characters that cannot be printed")
@@ -157,6 +158,11 @@ class _Run:
     @property
     def n_images(self) -> float:
         return len(self.images.train) * self.case.share + len(self.images.test)
+
+
+def _is_unprintable(name: str) -> bool:
+    """Return whether a name has control characters, line breaks, or bytes that are no UTF-8."""
+    return not {"Cc", "Cs", "Zl", "Zp"}.isdisjoint(map(unicodedata.category, name))
 
 
 def case_of(setting: Setting, base: Mapping[str, Any]) -> Case:

@@ -235,6 +235,13 @@ def test_categories_that_are_named_need_not_be_those_of_the_data_set(tmp_path, m
     assert measured == [("custom", 0)]
 
 
+def test_categories_may_have_names_of_any_script(tmp_path, measured):
+    name = "\N{HIRAGANA LETTER A}\N{IDEOGRAPHIC SPACE}\N{LATIN SMALL LETTER E WITH ACUTE} 1"
+    make_category(tmp_path / "data" / name, "wood")
+    assert main(command(tmp_path / "data", tmp_path / "out")) == 0
+    assert [line["category"] for line in lines_of(tmp_path / "out" / "results.csv")] == [name]
+
+
 def test_hidden_folders_are_no_categories(data):
     (data / "screw").rename(data / ".screw")
     assert FOLDER.categories(data) == ["bottle"]
