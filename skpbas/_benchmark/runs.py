@@ -206,14 +206,16 @@ def _run_category(plan: Plan, todo: list[_Run], facts: dict[str, str], outcome: 
         return
     category = todo[0].category
     try:
-        todo[0].images.check()
+        notes = todo[0].images.check()
     except _FAILURES as error:
         progress.failed(category, outcome.fail(category, EVERY, None, error), len(todo))
         return
+    for note in notes:
+        progress.say(f"{category}: {note}")
     for run in todo:
         progress.begin(run.what)
         try:
-            record = _record(plan, run, facts)
+            record = _record(plan, run, facts, notes)
         except _FAILURES as error:
             progress.failed(run.what, outcome.fail(category, run.case.name, run.seed, error))
             continue
@@ -264,8 +266,8 @@ def _distinct(plan: Plan, images: dict[str, CategoryImages], folder: Path) -> It
                 yield _Run(category, case, seed, its_images, identity, path)
 
 
-def _record(plan: Plan, run: _Run, facts: dict[str, str]) -> dict[str, Any]:
-    """Measure, and return what is kept."""
+def _record(plan: Plan, run: _Run, facts: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """Measure, and return what is kept; notes are on the images."""
     parameters = {**run.case.parameters, **plan.runtime}
     measured = measure(parameters, run.images, share=run.case.share, seed=run.seed, protocol=plan.protocol)
     if wrong := [name for name, value in measured.metrics.items() if not math.isfinite(value)]:
@@ -274,7 +276,7 @@ def _record(plan: Plan, run: _Run, facts: dict[str, str]) -> dict[str, Any]:
         "identity": run.identity,
         "metrics": measured.metrics,
         "facts": measured.facts,
-        "warnings": measured.warnings,
+        "warnings": [*notes, *measured.warnings],
         "surroundings": facts,
         "seconds": {name: round(value, 3) for name, value in measured.seconds.items()},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

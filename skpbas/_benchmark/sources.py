@@ -44,16 +44,22 @@ class CategoryImages:
     masks: list[Path | None] | None
     digest: str
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Read every test image and mask, which takes less time than the training that would be in vain.
+
+        Returns
+        -------
+        list of str
+            Which masks of defective images have no defect, as those of thin defects that were made smaller.
 
         Raises
         ------
         InvalidImageError, InvalidTargetError
             An image or a mask cannot be read.
         DatasetError
-            The mask of a defective image has no defect, or a size of its own.
+            A mask has a size of its own.
         """
+        notes = []
         others: list[tuple[Path, Path, tuple[int, ...], tuple[int, ...]]] = []
         mask_shapes = set()
         for image, mask in zip(self.test, self.masks or [None] * len(self.test), strict=True):
@@ -62,9 +68,9 @@ class CategoryImages:
                 continue
             defective = read_mask(str(mask))
             if not defective.any():
-                raise DatasetError(
-                    f"{mask} has no defective pixel, although its image is a defective one: mark the defect, or move "
-                    f"{image} to the good images"
+                notes.append(
+                    f"{mask.name} has no defective pixel, although {image.name} is a defective image: its pixels count "
+                    "as normal"
                 )
             mask_shapes.add(defective.shape)
             if defective.shape != shape:
@@ -75,6 +81,7 @@ class CategoryImages:
                 f"{mask} has {of_mask[0]} x {of_mask[1]} pixels, and {image} has {of_image[0]} x {of_image[1]}: a mask "
                 "has the size of its image"
             )
+        return notes
 
 
 @dataclass(frozen=True)

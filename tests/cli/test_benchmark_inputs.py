@@ -141,7 +141,6 @@ def cut_off(path):
 @pytest.mark.parametrize(
     ("change", "folder", "words"),
     [
-        (black, "ground_truth/cut", "has no defective pixel, although its image is a defective one"),
         (smaller, "ground_truth/cut", f"has {SIDE} x {SIDE - 4} pixels"),
         (cut_off, "ground_truth/cut", "_mask.png"),
         (cut_off, "test/good", ".png"),
@@ -158,6 +157,16 @@ def test_unusable_masks_and_test_images_are_named_before_anything_is_trained(
     assert path.name in reason
     assert words in reason
     assert measured == [("screw", 0), ("screw", 1)]
+
+
+def test_a_mask_without_a_defect_is_named_and_recorded(data, tmp_path, measured, capsys):
+    path = min((data / "bottle" / "ground_truth" / "cut").iterdir())
+    black(path)
+    assert main(command(data, tmp_path / "out")) == 0
+    words = f"{path.name} has no defective pixel"
+    assert f"bottle: {words}" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert [words in "".join(run["warnings"]) for run in found] == [True, False]
 
 
 def test_masks_that_all_have_the_size_of_the_anomaly_maps_are_left_to_the_detector(data):
